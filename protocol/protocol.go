@@ -1,0 +1,115 @@
+// Package protocol holds every label, limit and version of the Starling
+// protocol once. SPEC.md beside it is the normative text; each package below
+// implements one section of it and cites it.
+//
+// It imports nothing and computes nothing but the framing of a label, so that
+// every other package can stand on it.
+package protocol
+
+import "time"
+
+// A Label separates one use of a key, hash or signature from every other
+// (SPEC §2). No label is a prefix of another followed by 0x00, so labelled
+// inputs of two uses never collide.
+type Label string
+
+// One label a use. A label is never reused for another purpose, and never
+// changed: a new meaning takes a new label.
+const (
+	LabelAccountID    Label = "starling/v1/account-id"      // checksum of the text form of an account ID
+	LabelAccountSeed  Label = "starling/v1/account-seed"    // account secret → account key seed
+	LabelManifest     Label = "starling/v1/manifest"        // account key signs a manifest
+	LabelBundle       Label = "starling/v1/bundle"          // device key signs a pre-key bundle
+	LabelKeyID        Label = "starling/v1/key-id"          // hash that names a pre-key bundle
+	LabelSafetyNumber Label = "starling/v1/safety-number"   // reserved: the algorithm has version bytes of its own
+	LabelTranscript   Label = "starling/v1/transcript"      // hash over a whole handshake
+	LabelPQXDH        Label = "starling/v1/pqxdh"           // PQXDH key derivation
+	LabelIntroduction Label = "starling/v1/introduction"    // key of the introduction layer of a first message
+	LabelSenderTag    Label = "starling/v1/sender-tag"      // static-DH tag that names the sender of a first message
+	LabelTokenID      Label = "starling/v1/token-id"        // hash that names an invite token
+	LabelTokenMAC     Label = "starling/v1/token-mac"       // proof of an invite token over a transcript
+	LabelAssociated   Label = "starling/v1/associated"      // associated data of a session
+	LabelRootKDF      Label = "starling/v1/ratchet-root"    // KDF_RK of the Double Ratchet
+	LabelMessageKDF   Label = "starling/v1/ratchet-message" // message key and hedge → AEAD key and nonce
+	LabelAckKDF       Label = "starling/v1/ratchet-ack"     // message key and hedge → acknowledgement key
+	LabelAck          Label = "starling/v1/ack"             // MAC of a direct acknowledgement
+	LabelEnvelope     Label = "starling/v1/envelope"        // hash that names an envelope
+	LabelDecryptError Label = "starling/v1/decrypt-error"   // MAC of a decryption error
+	LabelPreKeyProof  Label = "starling/v1/prekey-proof"    // proof of A and L in a request for a one-time key (T1)
+	LabelPreKeyAnswer Label = "starling/v1/prekey-answer"   // key of the answer to such a request
+	LabelBlind        Label = "starling/v1/blind"           // blinding factor of a day's record key
+	LabelBlindPrefix  Label = "starling/v1/blind-prefix"    // nonce prefix of a blinded signature
+	LabelRecordKey    Label = "starling/v1/record-key"      // blinded key → DHT key
+	LabelRecordBody   Label = "starling/v1/record-body"     // key of a record's body
+	LabelDelegation   Label = "starling/v1/delegation"      // blinded key signs a day key
+	LabelRecord       Label = "starling/v1/record"          // day key signs a record
+	LabelStoreKey     Label = "starling/v1/store"           // master key → keys of the store at rest
+)
+
+// Bind returns label ‖ 0x00 ‖ parts, the exact bytes that are signed, hashed
+// or authenticated for this use (SPEC §2). Callers make parts unambiguous:
+// every part but the last has a fixed length.
+func (l Label) Bind(parts ...[]byte) []byte {
+	n := len(l) + 1
+	for _, p := range parts {
+		n += len(p)
+	}
+	b := make([]byte, 0, n)
+	b = append(b, l...)
+	b = append(b, 0)
+	for _, p := range parts {
+		b = append(b, p...)
+	}
+	return b
+}
+
+// Stream protocols between nodes (SPEC §9).
+const (
+	StreamMessage = "/starling/message/1" // envelopes and their acknowledgements
+	StreamPreKey  = "/starling/prekey/1"  // one-time keys from the peer itself (T1)
+	StreamRecord  = "/starling/record/1"  // DHT records from whoever holds them
+	KadPrefix     = "/starling"           // Kademlia: /starling/kad/1.0.0
+)
+
+// Agent is the identify agent string, the same on every node: a version would
+// tell nodes apart.
+const Agent = "starling"
+
+// Suite 1 is X25519, Ed25519, ML-KEM-1024, HKDF-SHA-256 and AES-256-GCM. It is
+// in the transcript, so nobody can negotiate a session down to less.
+const Suite = 1
+
+// Limits on what a peer can make us read, compute or keep. Each is part of the
+// protocol: a sender that exceeds one is refused.
+const (
+	MaxText      = 16 << 10 // bytes of UTF-8 in one text message
+	MaxContent   = 65024    // bytes of padded content in one ratchet message: 64 KiB less what surrounds it
+	MaxEnvelope  = 72 << 10 // bytes of one envelope, handshake included
+	MaxBatch     = 64       // envelopes in one delivery
+	MaxFrame     = 1 << 20  // bytes of one frame on a stream
+	MaxRecord    = 17 << 10 // bytes of one DHT record
+	MaxManifest  = 4 << 10  // bytes of one signed manifest
+	MaxDevices   = 16       // devices in a manifest
+	MaxName      = 64       // bytes of UTF-8 in a profile name
+	MaxLink      = 512      // characters of an invite link
+	MaxSkip      = 2000     // skipped message keys of one session, and the longest jump
+	MaxArchived  = 8        // archived sessions of one peer device
+	MaxEndpoints = 4        // transport keys in one record
+	MaxAddrs     = 8        // addresses of one endpoint
+	MaxAddr      = 256      // bytes of one binary multiaddr
+)
+
+// Lifetimes (SPEC §1). They fit together: a message lives shorter than the key
+// that opens it, and that key shorter than the memory of its use.
+const (
+	MessageLife    = 14 * 24 * time.Hour // from making to expiry
+	DedupeLife     = 30 * 24 * time.Hour // memory of message IDs and envelope hashes
+	SkippedLife    = 30 * 24 * time.Hour // a skipped message key
+	ArchivedLife   = 15 * 24 * time.Hour // an archived session
+	DayKeyLife     = 17 * 24 * time.Hour // private half of a day's keys, from the start of its day
+	OneTimeLife    = 10 * time.Minute    // a one-time pair minted on a stream
+	InviteLife     = 7 * 24 * time.Hour  // a one-use invite link
+	DaysAhead      = 14                  // days of bundles made and signed ahead
+	GenerationSkew = 24 * time.Hour      // how far ahead of our clock a manifest's generation may be
+	RenewEvery     = time.Hour           // the most often one peer can make us renew a session
+)
