@@ -22,6 +22,7 @@ const (
 	LabelBundle       Label = "starling/v1/bundle"          // device key signs a pre-key bundle
 	LabelKeyID        Label = "starling/v1/key-id"          // hash that names a pre-key bundle
 	LabelSafetyNumber Label = "starling/v1/safety-number"   // reserved: the algorithm has version bytes of its own
+	LabelHandshake    Label = "starling/v1/handshake"       // hash that names a handshake by its public part
 	LabelTranscript   Label = "starling/v1/transcript"      // hash over a whole handshake
 	LabelPQXDH        Label = "starling/v1/pqxdh"           // PQXDH key derivation
 	LabelIntroduction Label = "starling/v1/introduction"    // key of the introduction layer of a first message
@@ -84,11 +85,14 @@ const Suite = 1
 const (
 	MaxText      = 16 << 10 // bytes of UTF-8 in one text message
 	MaxContent   = 65024    // bytes of padded content in one ratchet message: 64 KiB less what surrounds it
-	MaxEnvelope  = 72 << 10 // bytes of one envelope, handshake included
+	MaxEnvelope  = 80 << 10 // bytes of one envelope: the longest content, a handshake and the longest introduction
 	MaxBatch     = 64       // envelopes in one delivery
 	MaxFrame     = 1 << 20  // bytes of one frame on a stream
 	MaxRecord    = 17 << 10 // bytes of one DHT record
 	MaxManifest  = 4 << 10  // bytes of one signed manifest
+	MaxBundle    = 2 << 10  // bytes of one signed pre-key bundle
+	MaxIntro     = 13 << 10 // bytes of the sealed introduction of a first message: manifest, profile, tag, token
+	MaxReceipt   = 1024     // content IDs in one receipt
 	MaxDevices   = 16       // devices in a manifest
 	MaxName      = 64       // bytes of UTF-8 in a profile name
 	MaxLink      = 512      // characters of an invite link
@@ -111,5 +115,6 @@ const (
 	InviteLife     = 7 * 24 * time.Hour  // a one-use invite link
 	DaysAhead      = 14                  // days of bundles made and signed ahead
 	GenerationSkew = 24 * time.Hour      // how far ahead of our clock a manifest's generation may be
+	BundleSkew     = 24 * time.Hour      // how far outside a bundle's validity our clock may be: 1 day + skew + MessageLife < DayKeyLife
 	RenewEvery     = time.Hour           // the most often one peer can make us renew a session
 )
