@@ -1,0 +1,79 @@
+// Package envelope holds what surrounds a ratchet message: the envelope outside,
+// and inside it the padded content. SPEC §7 gives the layouts, SPEC §8 what
+// answers an envelope that does not open.
+//
+// From the outside in, a text is
+//
+//	envelope   // wire.Envelope: session ID, handshake until acknowledged, message
+//	message    // sealed by protocol/ratchet
+//	padding    // one of six sizes
+//	content    // wire.Content: ID, times, sequence number, and one body
+//
+// This is the open form, for a direct stream; its session ID is visible to
+// whoever sees the envelope.
+//
+// What it does not do: encrypt (protocol/ratchet), check a handshake beyond its
+// shape (protocol/prekey), or judge times against a clock (node/outbox).
+package envelope
+
+import (
+	"crypto/mlkem"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"starling/protocol"
+	"starling/protocol/wire"
+)
+
+// Sizes in bytes.
+const (
+	sessionSize = 32
+	keyIDSize   = 16
+
+	// messageOverhead is what protocol/ratchet adds to a plaintext: version 1,
+	// ratchet key 32, PN 4, N 4, hedge 24, tag 16 (SPEC §6).
+	messageOverhead = 1 + 32 + 4 + 4 + 24 + 16
+)
+
+// A Hash names an envelope: the exact bytes that travelled. Acknowledgements
+// and decryption errors refer to it.
+type Hash [sha256.Size]byte
+
+// HashOf returns the hash of an envelope's bytes.
+func HashOf(envelope []byte) Hash { return sha256.Sum256(protocol.LabelEnvelope.Bind(envelope)) }
+
+// Seal returns the bytes of an envelope. hs is the handshake that opened the
+// session, until the peer acknowledged something sent on it, and nil from then
+// on. A message that was sent once is sent again as the same bytes.
+func Seal(session [32]byte, hs *wire.Handshake, message []byte) []byte {
+	return wire.Marshal(&wire.Envelope{Session: session[:], Handshake: hs, Message: message})
+}
+
+// Parse returns the envelope that b holds, every field of an acceptable length.
+// An error means that the sender is broken or hostile: drop the envelope.
+func Parse(b []byte) (*wire.Envelope, error) {
+	var e wire.Envelope
+	if err := wire.Parse(b, protocol.MaxEnvelope, &e); err != nil {
+		return nil, fmt.Errorf("envelope: parsing: %w", err)
+	}
+	if len(e.Session) != sessionSize {
+		return nil, errors.New("envelope: session ID has the wrong length")
+	}
+	if n := len(e.Message) - messageOverhead; n < sizes[0] || n > protocol.MaxContent {
+		return nil, errors.New("envelope: message has an impossible length")
+	}
+	if h := e.Handshake; h != nil {
+		switch {
+		case len(h.Ephemeral) != 32,
+			len(h.DayKey) != keyIDSize,
+			len(h.OneTimeKey) != 0 && len(h.OneTimeKey) != keyIDSize,
+			len(h.Ciphertext) != mlkem.CiphertextSize1024,
+			len(h.Replaces) != 0 && len(h.Replaces) != sessionSize,
+			len(h.Introduction) == 0,
+			len(h.Introduction) > protocol.MaxIntro:
+			return nil, errors.New("envelope: handshake has a field of the wrong length")
+		}
+	}
+	return &e, nil
+}
