@@ -1,0 +1,260 @@
+package stream
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"golang.org/x/time/rate"
+)
+
+// Limits bound what peers can make a handler do. Zero is the default.
+type Limits struct {
+	// Peer is the most streams at once from one peer. Default 4.
+	Peer int
+
+	// Streams is the most streams at once from all peers. Default 128. Each
+	// holds 68 KiB.
+	Streams int
+
+	// PeerRate is the most requests a second from one peer, and how many it may
+	// send at once after a rest. Opening a stream counts as one. A peer that
+	// asks faster is slowed down. Default 500.
+	PeerRate int
+
+	// Rate is the same for all peers together. Default 4000.
+	Rate int
+
+	// Memory is the most bytes that frames above 64 KiB may take together while
+	// they are read and handled. Default 32 MiB.
+	Memory int
+
+	// Idle is how long a stream may rest between two requests. Default 2 min.
+	Idle time.Duration
+}
+
+// withDefaults returns l with zeros replaced.
+func (l Limits) withDefaults() Limits {
+	def := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	def(&l.Peer, 4)
+	def(&l.Streams, 128)
+	def(&l.PeerRate, 500)
+	def(&l.Rate, 4000)
+	def(&l.Memory, 32<<20)
+	if l.Idle <= 0 {
+		l.Idle = 2 * time.Minute
+	}
+	return l
+}
+
+const (
+	// maxDelay is the longest that a request is held back for its peer's rate.
+	// Beyond it the stream is reset: whoever is that far ahead is not waiting
+	// for answers.
+	maxDelay = 5 * time.Second
+
+	// maxPeers is the most peers remembered for their rate, each about 200
+	// bytes. Beyond it peers without a stream are forgotten when they have
+	// rested, and while none has, no new peer is served.
+	maxPeers = 4096
+)
+
+// errRemoved is the cause of a handler's context after its removal.
+var errRemoved = errors.New("stream: the handler is being removed")
+
+// Handle answers streams of protocol id on h with fn, one call a stream, each
+// on a goroutine of its own. When fn returns nil the stream is closed, so that
+// what it wrote arrives; after any error it is reset as by [Conn.Refuse], so
+// that a peer cannot tell one reason from another. fn's context ends when the
+// handler is removed.
+//
+// The returned function removes the handler: it lets no stream in, interrupts
+// those that wait for a request, lets those that have one answer it, and
+// returns when every fn has. It may be called again, but not by fn.
+func Handle(h host.Host, id protocol.ID, lim Limits, fn func(ctx context.Context, c *Conn) error) (remove func()) {
+	lim = lim.withDefaults()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	srv := &server{
+		lim:   lim,
+		all:   rate.NewLimiter(rate.Limit(lim.Rate), lim.Rate),
+		peers: make(map[peer.ID]*peerState),
+		sweep: 64,
+	}
+	h.SetStreamHandler(id, func(s network.Stream) { srv.serve(ctx, s, id, fn) })
+	return func() {
+		h.RemoveStreamHandler(id)
+		srv.mu.Lock()
+		srv.closed = true
+		srv.mu.Unlock()
+		cancel(errRemoved)
+		srv.wg.Wait()
+	}
+}
+
+// A server is the state of one handler.
+type server struct {
+	lim Limits
+	all *rate.Limiter
+	wg  sync.WaitGroup // calls of serve that were let in
+
+	mu      sync.Mutex // guards what follows; never held across a wait; taken after Conn.mu where both are
+	closed  bool
+	streams int
+	memory  int // bytes reserved by frames above 64 KiB
+	peers   map[peer.ID]*peerState
+	sweep   int // size of peers at which the rested ones are forgotten
+}
+
+// A peerState is what a handler remembers of one peer.
+type peerState struct {
+	streams int // guarded by server.mu
+	rate    *rate.Limiter
+}
+
+func (v *server) serve(ctx context.Context, s network.Stream, id protocol.ID, fn func(context.Context, *Conn) error) {
+	if err := s.Scope().SetService(string(id)); err != nil {
+		_ = s.ResetWithError(network.StreamResourceLimitExceeded)
+		return
+	}
+	remote := s.Conn().RemotePeer()
+	p, code := v.enter(remote)
+	if p == nil {
+		_ = s.ResetWithError(code)
+		return
+	}
+	defer v.leave(p)
+	if err := s.Scope().ReserveMemory(baseMemory, network.ReservationPriorityMedium); err != nil {
+		_ = s.ResetWithError(network.StreamResourceLimitExceeded)
+		return
+	}
+	defer s.Scope().ReleaseMemory(baseMemory)
+	c := &Conn{
+		s:    s,
+		r:    bufio.NewReaderSize(s, bufferSize),
+		wait: v.lim.Idle,
+		srv:  v,
+		peer: p,
+		ctx:  ctx,
+	}
+	defer context.AfterFunc(ctx, c.interrupt)()
+
+	err := fn(ctx, c)
+
+	c.mu.Lock()
+	c.releaseLocked()
+	reset := c.reset
+	c.mu.Unlock()
+	switch {
+	case reset:
+	case err != nil:
+		c.Refuse()
+	default:
+		_ = s.Close()
+	}
+}
+
+// enter counts a new stream of a peer, or returns nil and the code of the
+// refusal.
+func (v *server) enter(id peer.ID) (*peerState, network.StreamErrorCode) {
+	now := time.Now()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return nil, network.StreamProtocolNegotiationFailed
+	}
+	if v.streams >= v.lim.Streams {
+		return nil, network.StreamResourceLimitExceeded
+	}
+	p := v.peers[id]
+	if p == nil {
+		if len(v.peers) >= v.sweep {
+			v.sweepLocked(now)
+		}
+		if len(v.peers) >= maxPeers {
+			return nil, network.StreamRateLimited
+		}
+		p = &peerState{rate: rate.NewLimiter(rate.Limit(v.lim.PeerRate), v.lim.PeerRate)}
+		v.peers[id] = p
+	}
+	if p.streams >= v.lim.Peer {
+		return nil, network.StreamResourceLimitExceeded
+	}
+	if !p.rate.AllowN(now, 1) || !v.all.AllowN(now, 1) {
+		return nil, network.StreamRateLimited
+	}
+	p.streams++
+	v.streams++
+	v.wg.Add(1)
+	return p, 0
+}
+
+func (v *server) leave(p *peerState) {
+	v.mu.Lock()
+	p.streams--
+	v.streams--
+	v.mu.Unlock()
+	v.wg.Done()
+}
+
+// sweepLocked forgets the peers that have no stream and whose rate is fully
+// restored: they would be remembered anew just as they are. The threshold
+// doubles with what is left, so the work stays constant for each new peer.
+func (v *server) sweepLocked(now time.Time) {
+	for id, p := range v.peers {
+		if p.streams == 0 && p.rate.TokensAt(now) >= float64(v.lim.PeerRate) {
+			delete(v.peers, id)
+		}
+	}
+	v.sweep = min(max(64, 2*len(v.peers)), maxPeers)
+}
+
+// admit lets one request pass at the rates of its peer and of all, waiting for
+// its turn up to maxDelay; beyond it returns [ErrBusy].
+func (v *server) admit(ctx context.Context, p *peerState) error {
+	now := time.Now()
+	one, all := p.rate.ReserveN(now, 1), v.all.ReserveN(now, 1)
+	d := max(one.DelayFrom(now), all.DelayFrom(now))
+	if d == 0 {
+		return nil
+	}
+	if d > maxDelay {
+		one.CancelAt(now)
+		all.CancelAt(now)
+		return ErrBusy
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// take reserves n bytes for a large frame, if they are to be had.
+func (v *server) take(n int) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.memory+n > v.lim.Memory {
+		return false
+	}
+	v.memory += n
+	return true
+}
+
+func (v *server) give(n int) {
+	v.mu.Lock()
+	v.memory -= n
+	v.mu.Unlock()
+}
