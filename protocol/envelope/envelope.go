@@ -23,6 +23,7 @@ import (
 	"fmt"
 
 	"starling/protocol"
+	"starling/protocol/ratchet"
 	"starling/protocol/wire"
 )
 
@@ -30,10 +31,6 @@ import (
 const (
 	sessionSize = 32
 	keyIDSize   = 16
-
-	// messageOverhead is what protocol/ratchet adds to a plaintext: version 1,
-	// ratchet key 32, PN 4, N 4, hedge 24, tag 16 (SPEC §6).
-	messageOverhead = 1 + 32 + 4 + 4 + 24 + 16
 )
 
 // A Hash names an envelope: the exact bytes that travelled. Acknowledgements
@@ -60,7 +57,7 @@ func Parse(b []byte) (*wire.Envelope, error) {
 	if len(e.Session) != sessionSize {
 		return nil, errors.New("envelope: session ID has the wrong length")
 	}
-	if n := len(e.Message) - messageOverhead; n < sizes[0] || n > protocol.MaxContent {
+	if n := len(e.Message) - ratchet.Overhead; n < sizes[0] || n > protocol.MaxContent {
 		return nil, errors.New("envelope: message has an impossible length")
 	}
 	if h := e.Handshake; h != nil {

@@ -42,7 +42,7 @@ func (intro *Introduction) seal(hs *wire.Handshake, dk *identity.DeviceKey, self
 	if err != nil {
 		return fmt.Errorf("prekey: computing the sender tag: %w", err)
 	}
-	tag := senderTag(&static, self, peer, IDOf(hs))
+	tag := senderTag(&static, self, peer, HandshakeID(hs))
 	m := &wire.Introduction{
 		Manifest:  &manifest,
 		Device:    self.Device[:],
@@ -91,7 +91,7 @@ func introductionAEAD(hs *wire.Handshake, responder *Party, dh2, dh3 *[x25519.Si
 //
 // It needs no pre-key, so it can be checked when the one-time key is gone. The
 // order of the parties keeps a tag from being reflected.
-func senderTag(static *[x25519.Size]byte, initiator, responder *Party, id HandshakeID) [tagSize]byte {
+func senderTag(static *[x25519.Size]byte, initiator, responder *Party, id [32]byte) [tagSize]byte {
 	info := protocol.LabelSenderTag.Bind(initiator.append(nil), responder.append(nil))
 	key, err := hkdf.Key(sha256.New, static[:], nil, string(info), 32)
 	if err != nil {
@@ -111,10 +111,10 @@ type Introduced struct {
 	ManifestBytes []byte // as signed, for storage
 	Profile       identity.Profile
 	TokenID       *[16]byte  // which invite token the sender claims; nil if none
+	TokenMAC      [32]byte   // the proof, for CheckToken
 	Replaces      *SessionID // the session that this one takes the place of; nil if none
 
-	tokenMAC [tagSize]byte
-	id       HandshakeID
+	id       [32]byte // of the handshake
 	dh2, dh3 [x25519.Size]byte
 }
 
@@ -152,7 +152,7 @@ func OpenKnownIntroduction(dk *identity.DeviceKey, account identity.Account, day
 		return fail(fmt.Errorf("prekey: importing an ephemeral key: %w", err))
 	}
 
-	in := Introduced{id: IDOf(hs)}
+	in := Introduced{id: HandshakeID(hs)}
 	if in.dh2, err = dk.DH().Shared(eph); err != nil {
 		return fail(fmt.Errorf("prekey: computing DH2: %w", err))
 	}
@@ -239,7 +239,7 @@ func (in *Introduced) readToken(m *wire.Introduction) error {
 		return errors.New("prekey: introduction has a token of the wrong length")
 	}
 	id := [16]byte(m.TokenId)
-	in.TokenID, in.tokenMAC = &id, [tagSize]byte(m.TokenMac)
+	in.TokenID, in.TokenMAC = &id, [tagSize]byte(m.TokenMac)
 	return nil
 }
 
@@ -251,5 +251,5 @@ func (in *Introduced) CheckToken(t identity.Token, s Secrets) bool {
 		return false
 	}
 	mac := t.MAC(s.Transcript)
-	return hmac.Equal(mac[:], in.tokenMAC[:])
+	return hmac.Equal(mac[:], in.TokenMAC[:])
 }

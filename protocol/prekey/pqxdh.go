@@ -25,10 +25,6 @@ var ErrKeyGone = errors.New("prekey: one-time pre-key is gone")
 // nobody else can name the session beforehand; it is not secret.
 type SessionID [32]byte
 
-// A HandshakeID names a handshake by its public part, before any private key is
-// touched (SPEC §5).
-type HandshakeID [32]byte
-
 // A Party is one end of a handshake.
 type Party struct {
 	Account      identity.Account
@@ -66,11 +62,11 @@ func Keys(hs *wire.Handshake) (day KeyID, oneTime *KeyID, err error) {
 	return KeyID(hs.DayKey), oneTime, nil
 }
 
-// IDOf returns the hash that names a handshake: all its fields but the
-// introduction, which those fields authenticate. It is the key under which a
-// receiver looks for a replay before it does any work. The handshake must have
-// passed [Keys].
-func IDOf(hs *wire.Handshake) HandshakeID {
+// HandshakeID returns the hash that names a handshake: all its fields but the
+// introduction, which those fields authenticate (SPEC §5). It is the key under
+// which a receiver looks for a replay before it touches a private key. The
+// handshake must have passed [Keys].
+func HandshakeID(hs *wire.Handshake) [32]byte {
 	return sha256.Sum256(protocol.LabelHandshake.Bind(public(hs)))
 }
 
@@ -304,7 +300,7 @@ func Respond(dk *identity.DeviceKey, account identity.Account, day *Private, day
 	}
 	self := Party{Account: account, Device: dk.Device(), DH: dk.DH().Public()}
 	switch {
-	case in.id != IDOf(hs):
+	case in.id != HandshakeID(hs):
 		return Secrets{}, errors.New("prekey: introduction of another handshake")
 	case !dayBundle.of(&self, wire.Role_ROLE_DAY) || string(hs.DayKey) != string(dayBundle.ID[:]):
 		return Secrets{}, errors.New("prekey: handshake is for another day's keys")

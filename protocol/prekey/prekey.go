@@ -15,7 +15,7 @@
 // needs the one-time keys if the stranger used some.
 //
 // What it does not do: remember handshakes, so that a replay is known as one
-// (node/session keeps the table; [IDOf] and Secrets.Transcript are its keys),
+// (node/session keeps the table; [HandshakeID] and Secrets.Transcript are its keys),
 // delete private halves when they are due, or encrypt messages
 // (protocol/ratchet).
 package prekey
