@@ -18,6 +18,7 @@ type Label string
 const (
 	LabelAccountID    Label = "starling/v1/account-id"      // checksum of the text form of an account ID
 	LabelAccountSeed  Label = "starling/v1/account-seed"    // account secret → account key seed
+	LabelLink         Label = "starling/v1/link"            // checksum of an invite link
 	LabelManifest     Label = "starling/v1/manifest"        // account key signs a manifest
 	LabelBundle       Label = "starling/v1/bundle"          // device key signs a pre-key bundle
 	LabelKeyID        Label = "starling/v1/key-id"          // hash that names a pre-key bundle
