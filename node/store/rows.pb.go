@@ -414,8 +414,12 @@ type Session struct {
 	Handshake     []byte                 `protobuf:"bytes,4,opt,name=handshake,proto3" json:"handshake,omitempty"` // wire.Handshake, sent along until acknowledged
 	Acknowledged  bool                   `protobuf:"varint,5,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"`
 	Created       int64                  `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
-	Archived      int64                  `protobuf:"varint,7,opt,name=archived,proto3" json:"archived,omitempty"` // 0 while it may be sent on
-	Skipped       uint32                 `protobuf:"varint,8,opt,name=skipped,proto3" json:"skipped,omitempty"`   // rows in the table of skipped keys
+	Archived      int64                  `protobuf:"varint,7,opt,name=archived,proto3" json:"archived,omitempty"`   // 0 while it may be sent on
+	Skipped       uint32                 `protobuf:"varint,8,opt,name=skipped,proto3" json:"skipped,omitempty"`     // rows in the table of skipped keys
+	Forgotten     uint32                 `protobuf:"varint,9,opt,name=forgotten,proto3" json:"forgotten,omitempty"` // skipped keys that died since the state was written: ratchet.Session.Forget, then 0
+	Dh            []byte                 `protobuf:"bytes,10,opt,name=dh,proto3" json:"dh,omitempty"`               // identity DH key of the peer's device
+	Replaces      []byte                 `protobuf:"bytes,11,opt,name=replaces,proto3" json:"replaces,omitempty"`   // session whose place it took
+	Stale         int64                  `protobuf:"varint,12,opt,name=stale,proto3" json:"stale,omitempty"`        // while not acknowledged, nothing is sealed on it from then on
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -506,6 +510,34 @@ func (x *Session) GetSkipped() uint32 {
 	return 0
 }
 
+func (x *Session) GetForgotten() uint32 {
+	if x != nil {
+		return x.Forgotten
+	}
+	return 0
+}
+
+func (x *Session) GetDh() []byte {
+	if x != nil {
+		return x.Dh
+	}
+	return nil
+}
+
+func (x *Session) GetReplaces() []byte {
+	if x != nil {
+		return x.Replaces
+	}
+	return nil
+}
+
+func (x *Session) GetStale() int64 {
+	if x != nil {
+		return x.Stale
+	}
+	return 0
+}
+
 // Skipped is one skipped message key.
 type Skipped struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -589,6 +621,9 @@ type Contact struct {
 	HeldManifest     []byte                 `protobuf:"bytes,25,opt,name=held_manifest,json=heldManifest,proto3" json:"held_manifest,omitempty"`       // with HELD: the manifest that waits for the user
 	Before           Contact_State          `protobuf:"varint,26,opt,name=before,proto3,enum=starling.store.v1.Contact_State" json:"before,omitempty"` // state to return to after HELD, KEY_CHANGED or BLOCKED
 	ProfileSent      []byte                 `protobuf:"bytes,27,opt,name=profile_sent,json=profileSent,proto3" json:"profile_sent,omitempty"`          // hash of the profile they last acknowledged
+	Suspected        int64                  `protobuf:"varint,30,opt,name=suspected,proto3" json:"suspected,omitempty"`                                // last time we renewed a session because they kept dropping
+	Hints            []*Endpoint            `protobuf:"bytes,28,rep,name=hints,proto3" json:"hints,omitempty"`                                         // of the link: nodes that can serve their record
+	OwnName          bool                   `protobuf:"varint,29,opt,name=own_name,json=ownName,proto3" json:"own_name,omitempty"`                     // the user chose the name: their profile does not change it
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -810,6 +845,27 @@ func (x *Contact) GetProfileSent() []byte {
 		return x.ProfileSent
 	}
 	return nil
+}
+
+func (x *Contact) GetSuspected() int64 {
+	if x != nil {
+		return x.Suspected
+	}
+	return 0
+}
+
+func (x *Contact) GetHints() []*Endpoint {
+	if x != nil {
+		return x.Hints
+	}
+	return nil
+}
+
+func (x *Contact) GetOwnName() bool {
+	if x != nil {
+		return x.OwnName
+	}
+	return false
 }
 
 // Endpoint is a transport key and where it was last reachable.
@@ -1659,7 +1715,7 @@ const file_rows_proto_rawDesc = "" +
 	"\tHandshake\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\fR\aaccount\x12\x12\n" +
-	"\x04dies\x18\x03 \x01(\x03R\x04dies\"\xe3\x01\n" +
+	"\x04dies\x18\x03 \x01(\x03R\x04dies\"\xc3\x02\n" +
 	"\aSession\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x16\n" +
 	"\x06device\x18\x02 \x01(\fR\x06device\x12\x14\n" +
@@ -1668,10 +1724,15 @@ const file_rows_proto_rawDesc = "" +
 	"\facknowledged\x18\x05 \x01(\bR\facknowledged\x12\x18\n" +
 	"\acreated\x18\x06 \x01(\x03R\acreated\x12\x1a\n" +
 	"\barchived\x18\a \x01(\x03R\barchived\x12\x18\n" +
-	"\askipped\x18\b \x01(\rR\askipped\"/\n" +
+	"\askipped\x18\b \x01(\rR\askipped\x12\x1c\n" +
+	"\tforgotten\x18\t \x01(\rR\tforgotten\x12\x0e\n" +
+	"\x02dh\x18\n" +
+	" \x01(\fR\x02dh\x12\x1a\n" +
+	"\breplaces\x18\v \x01(\fR\breplaces\x12\x14\n" +
+	"\x05stale\x18\f \x01(\x03R\x05stale\"/\n" +
 	"\aSkipped\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x12\n" +
-	"\x04dies\x18\x02 \x01(\x03R\x04dies\"\xd3\a\n" +
+	"\x04dies\x18\x02 \x01(\x03R\x04dies\"\xbf\b\n" +
 	"\aContact\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -1703,7 +1764,10 @@ const file_rows_proto_rawDesc = "" +
 	"\x06unread\x18\x18 \x01(\rR\x06unread\x12#\n" +
 	"\rheld_manifest\x18\x19 \x01(\fR\fheldManifest\x128\n" +
 	"\x06before\x18\x1a \x01(\x0e2 .starling.store.v1.Contact.StateR\x06before\x12!\n" +
-	"\fprofile_sent\x18\x1b \x01(\fR\vprofileSent\"w\n" +
+	"\fprofile_sent\x18\x1b \x01(\fR\vprofileSent\x12\x1c\n" +
+	"\tsuspected\x18\x1e \x01(\x03R\tsuspected\x121\n" +
+	"\x05hints\x18\x1c \x03(\v2\x1b.starling.store.v1.EndpointR\x05hints\x12\x19\n" +
+	"\bown_name\x18\x1d \x01(\bR\aownName\"w\n" +
 	"\x05State\x12\x0f\n" +
 	"\vUNSPECIFIED\x10\x00\x12\v\n" +
 	"\aPENDING\x10\x01\x12\r\n" +
@@ -1827,12 +1891,13 @@ var file_rows_proto_depIdxs = []int32{
 	0, // 0: starling.store.v1.Contact.state:type_name -> starling.store.v1.Contact.State
 	8, // 1: starling.store.v1.Contact.endpoints:type_name -> starling.store.v1.Endpoint
 	0, // 2: starling.store.v1.Contact.before:type_name -> starling.store.v1.Contact.State
-	1, // 3: starling.store.v1.Entry.state:type_name -> starling.store.v1.Entry.State
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	8, // 3: starling.store.v1.Contact.hints:type_name -> starling.store.v1.Endpoint
+	1, // 4: starling.store.v1.Entry.state:type_name -> starling.store.v1.Entry.State
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_rows_proto_init() }
