@@ -34,9 +34,9 @@ type Introduction struct {
 // seal puts the introduction into hs: with the sender tag, which proves who
 // wrote it, and the token's MAC over the transcript.
 func (intro *Introduction) seal(hs *wire.Handshake, dk *identity.DeviceKey, self, peer *Party, transcript [32]byte, dh2, dh3 *[x25519.Size]byte) error {
-	var manifest wire.Signed
-	if err := wire.Parse(intro.Manifest, protocol.MaxManifest, &manifest); err != nil {
-		return fmt.Errorf("prekey: parsing the own manifest: %w", err)
+	manifest, err := self.listedIn(intro.Manifest)
+	if err != nil {
+		return err
 	}
 	static, err := dk.DH().Shared(peer.DH)
 	if err != nil {
@@ -44,7 +44,7 @@ func (intro *Introduction) seal(hs *wire.Handshake, dk *identity.DeviceKey, self
 	}
 	tag := senderTag(&static, self, peer, HandshakeID(hs))
 	m := &wire.Introduction{
-		Manifest:  &manifest,
+		Manifest:  manifest,
 		Device:    self.Device[:],
 		SenderTag: tag[:],
 		Profile:   intro.Profile.Wire(),
@@ -59,6 +59,27 @@ func (intro *Introduction) seal(hs *wire.Handshake, dk *identity.DeviceKey, self
 	}
 	hs.Introduction = introductionAEAD(hs, peer, dh2, dh3).Seal(nil, make([]byte, gcmNonceSize), b, nil)
 	return nil
+}
+
+// listedIn parses a manifest and checks that it lists p, so that nothing is
+// sent that the peer must refuse. The signature is the account's own.
+func (p *Party) listedIn(manifest []byte) (*wire.Signed, error) {
+	var s wire.Signed
+	var m wire.Manifest
+	if err := wire.Parse(manifest, protocol.MaxManifest, &s); err != nil {
+		return nil, fmt.Errorf("prekey: parsing the own manifest: %w", err)
+	}
+	if err := wire.Parse(s.Body, protocol.MaxManifest, &m); err != nil {
+		return nil, fmt.Errorf("prekey: parsing the own manifest: %w", err)
+	}
+	if string(m.Account) == string(p.Account[:]) {
+		for _, d := range m.Devices {
+			if string(d.Key) == string(p.Device[:]) && string(d.Dh) == string(p.DH[:]) {
+				return &s, nil
+			}
+		}
+	}
+	return nil, errors.New("prekey: the own manifest does not list this device")
 }
 
 const gcmNonceSize = 12
