@@ -81,7 +81,7 @@ func FuzzOpenIntroduction(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	aead := introductionAEAD(sound, &bob.self, &dh2, &dh3)
+	aead := introductionAEAD(HandshakeID(sound), &bob.self, &dh2, &dh3)
 	plain, err := aead.Open(nil, make([]byte, gcmNonceSize), sound.Introduction, nil)
 	if err != nil {
 		f.Fatal(err)

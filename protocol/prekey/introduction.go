@@ -31,18 +31,19 @@ type Introduction struct {
 	Token    *identity.Token // of an invite link; nil if there is none
 }
 
-// seal puts the introduction into hs: with the sender tag, which proves who
-// wrote it, and the token's MAC over the transcript.
-func (intro *Introduction) seal(hs *wire.Handshake, dk *identity.DeviceKey, self, peer *Party, transcript [32]byte, dh2, dh3 *[x25519.Size]byte) error {
+// seal returns the sealed introduction of the handshake with the given ID: with
+// the sender tag, which proves who wrote it, and the token's MAC over the
+// transcript.
+func (intro *Introduction) seal(id [32]byte, dk *identity.DeviceKey, self, peer *Party, transcript [32]byte, dh2, dh3 *[x25519.Size]byte) ([]byte, error) {
 	manifest, err := self.listedIn(intro.Manifest)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	static, err := dk.DH().Shared(peer.DH)
 	if err != nil {
-		return fmt.Errorf("prekey: computing the sender tag: %w", err)
+		return nil, fmt.Errorf("prekey: computing the sender tag: %w", err)
 	}
-	tag := senderTag(&static, self, peer, HandshakeID(hs))
+	tag := senderTag(&static, self, peer, id)
 	m := &wire.Introduction{
 		Manifest:  manifest,
 		Device:    self.Device[:],
@@ -50,15 +51,14 @@ func (intro *Introduction) seal(hs *wire.Handshake, dk *identity.DeviceKey, self
 		Profile:   intro.Profile.Wire(),
 	}
 	if intro.Token != nil {
-		id, mac := intro.Token.ID(), intro.Token.MAC(transcript)
-		m.TokenId, m.TokenMac = id[:], mac[:]
+		tokenID, mac := intro.Token.ID(), intro.Token.MAC(transcript)
+		m.TokenId, m.TokenMac = tokenID[:], mac[:]
 	}
 	b := wire.Marshal(m)
 	if len(b)+gcmTagSize > protocol.MaxIntro {
-		return fmt.Errorf("prekey: introduction has %d bytes, at most %d", len(b), protocol.MaxIntro-gcmTagSize)
+		return nil, fmt.Errorf("prekey: introduction has %d bytes, at most %d", len(b), protocol.MaxIntro-gcmTagSize)
 	}
-	hs.Introduction = introductionAEAD(hs, peer, dh2, dh3).Seal(nil, make([]byte, gcmNonceSize), b, nil)
-	return nil
+	return introductionAEAD(id, peer, dh2, dh3).Seal(nil, make([]byte, gcmNonceSize), b, nil), nil
 }
 
 // listedIn parses a manifest and checks that it lists p, so that nothing is
@@ -86,14 +86,14 @@ const gcmNonceSize = 12
 
 // introductionAEAD returns the AEAD of the introduction layer. Its key is
 //
-//	HKDF-SHA-256(0xFF×32 ‖ DH2 ‖ DH3, zero salt, label ‖ 0x00 ‖ responder's account ‖ device ‖ public part)
+//	HKDF-SHA-256(0xFF×32 ‖ DH2 ‖ DH3, zero salt, label ‖ 0x00 ‖ responder's account ‖ device ‖ handshake ID)
 //
 // so it opens with the day's keys alone, and whatever surrounds it is
 // authenticated without associated data. It seals exactly one introduction,
 // because the ephemeral key is fresh: that is why its nonce can be zero. No KEM
 // takes part, so it is classical (SPEC §5).
-func introductionAEAD(hs *wire.Handshake, responder *Party, dh2, dh3 *[x25519.Size]byte) cipher.AEAD {
-	info := protocol.LabelIntroduction.Bind(responder.Account[:], responder.Device[:], public(hs))
+func introductionAEAD(id [32]byte, responder *Party, dh2, dh3 *[x25519.Size]byte) cipher.AEAD {
+	info := protocol.LabelIntroduction.Bind(responder.Account[:], responder.Device[:], id[:])
 	block, err := aes.NewCipher(newAgreement(nil, dh2, dh3).derive(info, 32))
 	if err != nil {
 		panic("prekey: internal error: AES takes 32 bytes")
@@ -180,7 +180,7 @@ func OpenKnownIntroduction(dk *identity.DeviceKey, account identity.Account, day
 	if in.dh3, err = day.x.Shared(eph); err != nil {
 		return fail(fmt.Errorf("prekey: computing DH3: %w", err))
 	}
-	b, err := introductionAEAD(hs, &self, &in.dh2, &in.dh3).Open(nil, make([]byte, gcmNonceSize), hs.Introduction, nil)
+	b, err := introductionAEAD(in.id, &self, &in.dh2, &in.dh3).Open(nil, make([]byte, gcmNonceSize), hs.Introduction, nil)
 	if err != nil {
 		return fail(errors.New("prekey: introduction does not open"))
 	}

@@ -133,7 +133,7 @@ func (p *Party) append(b []byte) []byte {
 // (SPEC §5). All parts have a fixed length:
 //
 //	label, 0x00
-//	public part   [1678]byte
+//	handshake ID  [32]byte   // the hash of the whole public part
 //	initiator     [96]byte   // account, device, identity DH key
 //	responder     [96]byte   // the same
 //	day bundle    [40]byte   // capabilities big-endian, X25519 key
@@ -142,8 +142,9 @@ func (p *Party) append(b []byte) []byte {
 //
 // The key IDs in the public part are hashes of the signed bundles, so roles
 // and validity are covered too.
-func transcript(hs *wire.Handshake, initiator, responder *Party, day, oneTime *Bundle) [32]byte {
-	b := make([]byte, 0, 2*96+2*40+KEMKeySize)
+func transcript(id [32]byte, initiator, responder *Party, day, oneTime *Bundle) [32]byte {
+	b := make([]byte, 0, len(id)+2*96+2*40+KEMKeySize)
+	b = append(b, id[:]...)
 	b = initiator.append(b)
 	b = responder.append(b)
 	b = binary.BigEndian.AppendUint64(b, day.Capabilities)
@@ -156,7 +157,7 @@ func transcript(hs *wire.Handshake, initiator, responder *Party, day, oneTime *B
 		b = append(b, make([]byte, 40)...)
 		b = append(b, day.KEM.Bytes()...)
 	}
-	return sha256.Sum256(protocol.LabelTranscript.Bind(public(hs), b))
+	return sha256.Sum256(protocol.LabelTranscript.Bind(b))
 }
 
 // agreement is F ‖ DH1 ‖ DH2 ‖ DH3 [‖ DH4] ‖ SS, as PQXDH §3.3 concatenates it.
@@ -272,9 +273,9 @@ func initiate(eph *x25519.Private, encapsulate func(*mlkem.EncapsulationKey1024)
 		}
 		km = newAgreement(ss, &dh[0], &dh[1], &dh[2], &dh[3])
 	}
-	s := km.secrets(transcript(hs, &self, &peer, day, oneTime), &self, &peer)
-
-	if err := intro.seal(hs, dk, &self, &peer, s.Transcript, &dh[1], &dh[2]); err != nil {
+	id := HandshakeID(hs)
+	s := km.secrets(transcript(id, &self, &peer, day, oneTime), &self, &peer)
+	if hs.Introduction, err = intro.seal(id, dk, &self, &peer, s.Transcript, &dh[1], &dh[2]); err != nil {
 		return fail(err)
 	}
 	return s, hs, nil
@@ -336,5 +337,5 @@ func Respond(dk *identity.DeviceKey, account identity.Account, day *Private, day
 		}
 		km = newAgreement(ss, &dh1, &in.dh2, &in.dh3, &dh4)
 	}
-	return km.secrets(transcript(hs, &in.Peer, &self, dayBundle, oneTimeBundle), &in.Peer, &self), nil
+	return km.secrets(transcript(in.id, &in.Peer, &self, dayBundle, oneTimeBundle), &in.Peer, &self), nil
 }

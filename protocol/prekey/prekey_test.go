@@ -375,7 +375,7 @@ func TestTranscriptCoversEverything(t *testing.T) {
 		if in.noOneTime {
 			oneTime = nil
 		}
-		h := transcript(in.hs, &in.a, &in.b, &in.day, oneTime)
+		h := transcript(HandshakeID(in.hs), &in.a, &in.b, &in.day, oneTime)
 		if other, ok := seen[h]; ok {
 			t.Errorf("%s: same transcript as %s", name, other)
 		}
@@ -456,7 +456,7 @@ func (n *node) reseal(t testing.TB, peer *node, hs *wire.Handshake, edit func(*w
 	tag := senderTag(&static, &n.self, &peer.self, HandshakeID(hs))
 	m := &wire.Introduction{Manifest: &manifest, Device: n.self.Device[:], SenderTag: tag[:], Profile: n.profile.Wire()}
 	edit(m)
-	hs.Introduction = introductionAEAD(hs, &peer.self, &dh2, &dh3).Seal(nil, make([]byte, gcmNonceSize), wire.Marshal(m), nil)
+	hs.Introduction = introductionAEAD(HandshakeID(hs), &peer.self, &dh2, &dh3).Seal(nil, make([]byte, gcmNonceSize), wire.Marshal(m), nil)
 }
 
 func TestIntroductionOpensWithoutTheOneTimeKey(t *testing.T) {
