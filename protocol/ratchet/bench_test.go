@@ -137,6 +137,7 @@ func BenchmarkSkipped(b *testing.B) {
 		perCPU(b, start, 1)
 	})
 	b.Run(fmt.Sprintf("the-%d", gap), func(b *testing.B) {
+		bob := parseB(b, state)
 		o, err := bob.Open(last, nil)
 		if err != nil {
 			b.Fatal(err)

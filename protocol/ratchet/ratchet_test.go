@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"slices"
@@ -37,12 +38,17 @@ func (r rows) commit(o Opened) {
 // pair returns the two sides of a new session.
 func pair(t testing.TB) (alice, bob *Session) {
 	t.Helper()
-	spk, err := x25519.Generate(rand.Reader)
+	return pairWith(t, rand.Reader)
+}
+
+func pairWith(t testing.TB, r io.Reader) (alice, bob *Session) {
+	t.Helper()
+	spk, err := x25519.Generate(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	id, root, associated := [32]byte{1}, [32]byte{2}, [32]byte{3}
-	alice, err = NewInitiator(rand.Reader, id, root, associated, spk.Public())
+	alice, err = NewInitiator(r, id, root, associated, spk.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +57,12 @@ func pair(t testing.TB) (alice, bob *Session) {
 
 func seal(t testing.TB, s *Session, text string) Sealed {
 	t.Helper()
-	m, err := s.Seal(rand.Reader, []byte(text))
+	return sealWith(t, rand.Reader, s, text)
+}
+
+func sealWith(t testing.TB, r io.Reader, s *Session, text string) Sealed {
+	t.Helper()
+	m, err := s.Seal(r, []byte(text))
 	if err != nil {
 		t.Fatalf("Seal(%q) = %v", text, err)
 	}
