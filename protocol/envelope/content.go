@@ -203,6 +203,9 @@ func (n *News) wire() (*wire.News, error) {
 	if err := wire.Parse(n.Manifest, protocol.MaxManifest, &s); err != nil {
 		return nil, fmt.Errorf("envelope: parsing the manifest of news: %w", err)
 	}
+	if err := checkSigned(&s); err != nil {
+		return nil, err
+	}
 	p := n.Profile.Wire()
 	if _, err := identity.ProfileFromWire(p); err != nil {
 		return nil, fmt.Errorf("envelope: checking the profile of news: %w", err)
@@ -210,9 +213,20 @@ func (n *News) wire() (*wire.News, error) {
 	return &wire.News{Manifest: &s, Profile: p}, nil
 }
 
+// checkSigned looks at the shape of a manifest only: see [News].
+func checkSigned(s *wire.Signed) error {
+	if len(s.Body) == 0 || len(s.Signature) != identity.SignatureSize {
+		return errors.New("envelope: manifest in news is not signed")
+	}
+	return nil
+}
+
 func newsFromWire(m *wire.News) (*News, error) {
 	if m == nil || m.Manifest == nil {
 		return nil, errors.New("envelope: news without a manifest")
+	}
+	if err := checkSigned(m.Manifest); err != nil {
+		return nil, err
 	}
 	manifest := wire.Marshal(m.Manifest)
 	if len(manifest) > protocol.MaxManifest {
