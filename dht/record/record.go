@@ -290,6 +290,10 @@ func signed(rec []byte) error {
 	return nil
 }
 
+// KeyOf returns the key under which a record is stored that [Make] made or
+// [Validate] passed.
+func KeyOf(rec []byte) [KeySize]byte { return keyHash(rec[atBlinded:atDay]) }
+
 // Day returns the day of a record that passed [Validate].
 func Day(rec []byte) uint32 { return binary.BigEndian.Uint32(rec[atDay:]) }
 

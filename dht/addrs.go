@@ -1,0 +1,77 @@
+package dht
+
+import (
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	libp2p "github.com/libp2p/go-libp2p/core/protocol"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+)
+
+// ed25519Prefix begins every peer ID that is an Ed25519 key: identity
+// multihash, 36 bytes; protobuf key type 1; 32 bytes.
+const ed25519Prefix = "\x00\x24\x08\x01\x12\x20"
+
+// acceptable reports whether p is an Ed25519 key. Other keys cost more to
+// check, and RSA ones have been used to exhaust memory (CVE-2023-39533).
+func acceptable(p peer.ID) bool {
+	return len(p) == len(ed25519Prefix)+32 && strings.HasPrefix(string(p), ed25519Prefix)
+}
+
+// public returns the addresses that may be told to others: public ones, and
+// those through a relay that has a public address. The others say where a peer
+// sits inside its own network and lead nobody to it.
+func public(addrs []ma.Multiaddr) []ma.Multiaddr {
+	return slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool { return !manet.IsPublicAddr(a) })
+}
+
+// A kadHost is the host as kad-dht sees it: its handlers can be waited for, and
+// its peerstore shows only what may be told to others.
+type kadHost struct {
+	host.Host
+	shown *shownPeers
+	serve func(network.Stream, network.StreamHandler)
+}
+
+// Peerstore implements [host.Host].
+func (h *kadHost) Peerstore() peerstore.Peerstore { return h.shown }
+
+// SetStreamHandler implements [host.Host].
+func (h *kadHost) SetStreamHandler(id libp2p.ID, fn network.StreamHandler) {
+	h.Host.SetStreamHandler(id, func(s network.Stream) { h.serve(s, fn) })
+}
+
+// shownPeers is a peerstore whose addresses kad-dht may tell to strangers. It
+// answers any FIND_NODE for a peer ID with what the peerstore has, and that
+// would be the addresses of everyone we exchange messages with. So only peers
+// of the routing table are shown, and, unless private addresses are allowed,
+// only their public addresses. Dialing does not go through it.
+type shownPeers struct {
+	peerstore.Peerstore
+	self    peer.ID
+	private bool
+	table   atomic.Pointer[func(peer.ID) bool] // set once kad-dht stands
+}
+
+// PeerInfo implements [peerstore.Peerstore].
+func (s *shownPeers) PeerInfo(p peer.ID) peer.AddrInfo {
+	return peer.AddrInfo{ID: p, Addrs: s.Addrs(p)}
+}
+
+// Addrs implements [peerstore.AddrBook].
+func (s *shownPeers) Addrs(p peer.ID) []ma.Multiaddr {
+	if in := s.table.Load(); p != s.self && (in == nil || !(*in)(p)) {
+		return nil
+	}
+	addrs := s.Peerstore.Addrs(p)
+	if s.private {
+		return addrs
+	}
+	return public(addrs)
+}
