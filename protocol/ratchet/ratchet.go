@@ -40,7 +40,7 @@ import (
 
 // Sizes in bytes.
 const (
-	HedgeSize = 24 // enough that random hedges do not collide, 2^96 of them in one position apart
+	HedgeSize = 24 // random hedges of one position collide with probability 2^-192
 	tagSize   = 16
 
 	ratchetAt  = 1
