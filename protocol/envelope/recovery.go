@@ -49,7 +49,8 @@ func knownReason(r wire.Reason) bool {
 
 // errorMAC is
 //
-//	HMAC-SHA-256(HKDF-SHA-256(DH, zero salt, label ‖ 0x00 ‖ from ‖ to), envelope hash [32] ‖ session [32] ‖ reason [4] big-endian)
+//	key = HKDF-SHA-256(DH, zero salt, label ‖ 0x00 ‖ from ‖ to)
+//	MAC = HMAC-SHA-256(key, label ‖ 0x00 ‖ envelope hash [32] ‖ session [32] ‖ reason [4] big-endian)
 //
 // Both ends can compute both directions; the order of the devices keeps an
 // error from being reflected to whoever made it.
@@ -63,8 +64,6 @@ func errorMAC(own *x25519.Private, peer x25519.Public, from, to identity.Device,
 		panic("envelope: internal error: HKDF-SHA-256 gives 32 bytes")
 	}
 	h := hmac.New(sha256.New, key)
-	h.Write(hash[:])
-	h.Write(session[:])
-	h.Write(binary.BigEndian.AppendUint32(nil, uint32(reason)))
+	h.Write(protocol.LabelDecryptError.Bind(hash[:], session[:], binary.BigEndian.AppendUint32(nil, uint32(reason))))
 	return [sha256.Size]byte(h.Sum(nil)), nil
 }

@@ -108,7 +108,8 @@ func introductionAEAD(id [32]byte, responder *Party, dh2, dh3 *[x25519.Size]byte
 // senderTag proves that the sender holds one of two identity DH keys, to
 // whoever holds the other, and to nobody else (SPEC §5):
 //
-//	HMAC-SHA-256(HKDF-SHA-256(DH(IKA, IKB), zero salt, label ‖ 0x00 ‖ initiator ‖ responder), handshake ID)
+//	key = HKDF-SHA-256(DH(IKA, IKB), zero salt, label ‖ 0x00 ‖ initiator ‖ responder)
+//	tag = HMAC-SHA-256(key, label ‖ 0x00 ‖ handshake ID)
 //
 // It needs no pre-key, so it can be checked when the one-time key is gone. The
 // order of the parties keeps a tag from being reflected.
@@ -119,7 +120,7 @@ func senderTag(static *[x25519.Size]byte, initiator, responder *Party, id [32]by
 		panic("prekey: internal error: HKDF-SHA-256 gives 32 bytes")
 	}
 	h := hmac.New(sha256.New, key)
-	h.Write(id[:])
+	h.Write(protocol.LabelSenderTag.Bind(id[:]))
 	return [tagSize]byte(h.Sum(nil))
 }
 
