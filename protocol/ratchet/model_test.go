@@ -2,6 +2,7 @@ package ratchet
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -73,25 +74,47 @@ type letter struct {
 	from    int
 	session int // generation of the session it was sealed in
 	bytes   []byte
+	offer   *Session // the handshake: what the recipient starts from; nil if it is the initiator
 }
 
 func (l letter) text() string { return "letter " + strconv.Itoa(l.id) }
 
 // A disk is what one party has committed.
 type disk struct {
-	session    *Session
+	session    *Session // nil before the first
 	generation int
+	offer      *Session // sent along with every letter, if this side initiated the session
 	rows       rows
 	opened     map[int]bool // serials
+	known      map[int]bool // generations, as the table of transcripts does
 	outbox     []letter     // unacknowledged
 }
 
 func (d *disk) clone() *disk {
 	c := *d
-	s := *d.session
-	c.session = &s
-	c.rows, c.opened, c.outbox = maps.Clone(d.rows), maps.Clone(d.opened), slices.Clone(d.outbox)
+	if d.session != nil {
+		s := *d.session
+		c.session = &s
+	}
+	c.rows, c.outbox = maps.Clone(d.rows), slices.Clone(d.outbox)
+	c.opened, c.known = maps.Clone(d.opened), maps.Clone(d.known)
 	return &c
+}
+
+func (d *disk) canSend() bool { return d.session != nil && d.session.CanSend() }
+
+// waiting reports whether this side initiated its session and has not heard
+// from the other in it.
+func (d *disk) waiting() bool { return d.offer != nil && !d.session.recv.exists }
+
+// begin puts a new session in the place of the old one. What is not
+// acknowledged will be sealed anew.
+func (d *disk) begin(s, offer *Session, generation int) {
+	d.session, d.offer, d.generation, d.rows = s, offer, generation, rows{}
+	d.known[generation] = true
+	for i, l := range d.outbox {
+		d.outbox[i] = letter{id: l.id, from: l.from}
+	}
 }
 
 // A position is what determines a message key; with the hedge, a (key, nonce)
@@ -109,7 +132,7 @@ type world struct {
 	saved      [2]*disk
 	net        [2][]letter // in flight to each party
 	generation int         // newest session pair
-	torn       bool        // a party went back in time, or lost a key, since the pair was made
+	torn       bool        // a party went back in time, or lost a key
 	ids        int
 	serials    int
 
@@ -149,16 +172,16 @@ var preKey = x25519.FromSeed([32]byte{'p', 'r', 'e'})
 func newWorld(r io.Reader, stats stats) (*world, error) {
 	w := &world{rand: r, pairs: map[position][][HedgeSize]byte{}, stats: stats}
 	for i := range w.disks {
-		w.disks[i] = &disk{opened: map[int]bool{}}
+		w.disks[i] = &disk{opened: map[int]bool{}, known: map[int]bool{}}
 	}
 	return w, w.renew(0)
 }
 
-// renew gives both parties a fresh pair of sessions that replaces the old one,
-// as recovery does (SPEC §8). What is not acknowledged will be sealed anew.
+// renew starts a session of the initiator's that replaces the old one, as
+// recovery does (SPEC §8). The other side learns of it from the first letter
+// that it opens, and creates its half in that transaction.
 func (w *world) renew(initiator int) error {
 	w.generation++
-	w.torn = false
 	var id, root, associated [32]byte
 	binary.BigEndian.PutUint64(id[:], uint64(w.generation))
 	if _, err := io.ReadFull(w.rand, root[:]); err != nil {
@@ -168,19 +191,12 @@ func (w *world) renew(initiator int) error {
 	if err != nil {
 		return err
 	}
-	w.disks[initiator].session = a
-	w.disks[1-initiator].session = NewResponder(id, root, associated, preKey)
-	for _, d := range w.disks {
-		d.generation, d.rows = w.generation, rows{}
-		for i := range d.outbox {
-			d.outbox[i] = letter{id: d.outbox[i].id, from: d.outbox[i].from}
-		}
-	}
+	w.disks[initiator].begin(a, NewResponder(id, root, associated, preKey), w.generation)
 	return nil
 }
 
 // seal seals l on s, and counts its (key, nonce) pair.
-func (w *world) seal(s *Session, l letter, generation int) (letter, error) {
+func (w *world) seal(s *Session, l letter, d *disk) (letter, error) {
 	before := s.Marshal()
 	m, err := s.Seal(w.rand, []byte(l.text()))
 	if err != nil {
@@ -199,7 +215,7 @@ func (w *world) seal(s *Session, l letter, generation int) (letter, error) {
 	}
 	w.pairs[p] = append(w.pairs[p], o.Hedge)
 	w.serials++
-	l.serial, l.session, l.bytes = w.serials, generation, m.Message
+	l.serial, l.session, l.bytes, l.offer = w.serials, d.generation, m.Message, d.offer
 	return l, nil
 }
 
@@ -209,10 +225,10 @@ func (w *world) post(who int) error {
 	d := w.disks[who]
 	for i, l := range d.outbox {
 		if l.serial == 0 {
-			if !d.session.CanSend() {
+			if !d.canSend() {
 				continue
 			}
-			sealed, err := w.seal(d.session, l, d.generation)
+			sealed, err := w.seal(d.session, l, d)
 			if err != nil {
 				return err
 			}
@@ -229,9 +245,9 @@ func (w *world) write(who int) (letter, error) {
 	d := w.disks[who]
 	w.ids++
 	l := letter{id: w.ids, from: who}
-	if d.session.CanSend() {
+	if d.canSend() {
 		var err error
-		if l, err = w.seal(d.session, l, d.generation); err != nil {
+		if l, err = w.seal(d.session, l, d); err != nil {
 			return l, err
 		}
 	}
@@ -247,18 +263,26 @@ func (w *world) acknowledge(l letter) {
 // receive lets party to open l, commit, and acknowledge if it gets that far.
 func (w *world) receive(to int, l letter, acknowledge bool) error {
 	d := w.disks[to]
+	session, table := d.session, d.rows
 	if l.session != d.generation {
-		if w.disks[l.from].generation != l.session {
+		switch {
+		case l.session != w.disks[l.from].generation:
 			w.stats["of a replaced session"]++ // its content is sealed anew
 			return nil
+		case d.waiting() && l.session < d.generation:
+			w.stats["while a handshake is under way"]++ // it will bring the other along
+			return nil
+		case l.offer == nil || d.known[l.session]:
+			w.stats["of a session that is gone"]++
+			return w.recover(l)
 		}
-		w.stats["of an unknown session"]++
-		return w.recover(l)
+		s := *l.offer
+		session, table = &s, rows{}
 	}
-	before := d.session.Marshal()
-	o, err := d.session.Open(l.bytes, d.rows.lookup)
+	before := session.Marshal()
+	o, err := session.Open(l.bytes, table.lookup)
 	if err != nil {
-		if !bytes.Equal(before, d.session.Marshal()) {
+		if !bytes.Equal(before, session.Marshal()) {
 			return fmt.Errorf("session changed on %v", err)
 		}
 		if !errors.Is(err, ErrOpen) && !errors.Is(err, ErrDuplicate) {
@@ -282,10 +306,11 @@ func (w *world) receive(to int, l letter, acknowledge bool) error {
 		return fmt.Errorf("opened %q, want %q", o.Plaintext, l.text())
 	}
 	d.opened[l.serial] = true
-	if w.forgetful {
-		if o.Used != nil {
-			d.session.skipped++
-		}
+	if session != d.session {
+		d.begin(session, nil, l.session)
+	}
+	if w.forgetful && o.Used != nil {
+		d.session.skipped++
 		o.Used = nil
 	}
 	d.rows.commit(o)
@@ -293,11 +318,11 @@ func (w *world) receive(to int, l letter, acknowledge bool) error {
 		return fmt.Errorf("session counts %d stored keys of %d", got, want)
 	}
 	w.stats["opened"]++
+	if len(o.Store) > 0 {
+		w.stats["opened over a gap"]++
+	}
 	if o.Used != nil {
 		w.stats["opened with a stored key"]++
-	}
-	if o.Stepped {
-		w.stats["stepped"]++
 	}
 	if acknowledge {
 		w.acknowledge(l)
@@ -382,22 +407,22 @@ func (w *world) apply(e event) error {
 			w.torn = true
 		}
 	case crashBeforeSeal:
-		if d.session.CanSend() {
+		if d.canSend() {
 			lost := *d.session
 			w.ids++
-			_, err := w.seal(&lost, letter{id: w.ids, from: e.who}, d.generation)
+			_, err := w.seal(&lost, letter{id: w.ids, from: e.who}, d)
 			return err
 		}
 	case crashAfterSeal:
 		_, err := w.write(e.who)
 		return err
 	case crashBeforeOpen:
-		if q := w.net[e.who]; len(q) > 0 {
+		if q := w.net[e.who]; len(q) > 0 && d.session != nil {
 			lost := *d.session
 			lost.Open(q[e.arg%len(q)].bytes, d.rows.lookup)
 		}
 	case forge:
-		if q := w.net[e.who]; len(q) > 0 {
+		if q := w.net[e.who]; len(q) > 0 && d.session != nil {
 			m := slices.Clone(q[e.arg%len(q)].bytes)
 			m[e.arg%len(m)] ^= 1 << (e.arg / 32)
 			before := d.session.Marshal()
@@ -409,11 +434,14 @@ func (w *world) apply(e event) error {
 			}
 		}
 	case expire:
-		for id := range d.rows {
-			delete(d.rows, id)
+		// The order of a map would make the schedule impossible to repeat.
+		ids := slices.SortedFunc(maps.Keys(d.rows), func(a, b SkippedID) int {
+			return cmp.Or(bytes.Compare(a.Ratchet[:], b.Ratchet[:]), cmp.Compare(a.N, b.N))
+		})
+		if len(ids) > 0 {
+			delete(d.rows, ids[e.arg%len(ids)])
 			d.session.Forget(1)
 			w.torn = true
-			break
 		}
 	default:
 		panic("no such kind of event: " + string(e.kind))
@@ -509,8 +537,8 @@ func TestTwoPartyModel(t *testing.T) {
 		return
 	}
 	for _, k := range []string{
-		"opened", "opened with a stored key", "stepped", "duplicate refused", "honest message refused", "of a replaced session",
-		"of an unknown session", "recovered", "positions sealed again", "agreed after 1", "agreed after 2",
+		"opened", "opened over a gap", "opened with a stored key", "duplicate refused", "honest message refused", "of a replaced session",
+		"of a session that is gone", "while a handshake is under way", "recovered", "positions sealed again", "agreed after 1", "agreed after 2",
 	} {
 		if stats[k] == 0 {
 			t.Errorf("%q never happened: the model does not test it", k)
@@ -530,12 +558,13 @@ func setFlag(t *testing.T, name, value string) {
 
 // TestModelNoticesSabotage plays schedules against a package that breaks its
 // promises: without hedges a restore repeats a (key, nonce) pair, and with the
-// used rows left in place a message opens twice. The oracle must say so.
+// used rows left in place a message opens twice. The oracle must say so, and
+// must notice a damaged state.
 func TestModelNoticesSabotage(t *testing.T) {
 	for name, sabotage := range map[string]func(*world, *randomness){
-		"no hedge":         func(_ *world, r *randomness) { r.noHedge = true },
-		"row not deleted":  func(w *world, _ *randomness) { w.forgetful = true },
-		"commit not whole": func(w *world, _ *randomness) { w.disks[0].session.root.b[0] ^= 1 },
+		"no hedge":        func(_ *world, r *randomness) { r.noHedge = true },
+		"row not deleted": func(w *world, _ *randomness) { w.forgetful = true },
+		"state damaged":   func(w *world, _ *randomness) { w.disks[0].session.root.b[0] ^= 1 },
 	} {
 		const tries = 2000
 		caught := 0
