@@ -1,0 +1,111 @@
+package node
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+
+	"starling/dht"
+	"starling/node/store"
+	"starling/protocol/ratchet"
+)
+
+// A Config says what a node is made of. Zero values are the defaults of a
+// daemon on the open internet; everything that does real input or output can
+// be replaced or switched off, so that the same node runs in virtual time.
+type Config struct {
+	// Store is required. [Open] takes it over: [Node.Close] closes it, and so
+	// does an Open that fails.
+	Store *store.DB
+
+	// Name is the profile name of an account that Open creates because the
+	// store is empty; an existing account keeps its own. At most
+	// protocol.MaxName bytes.
+	Name string
+
+	// Listen are the multiaddrs to listen on. Default: QUIC and TCP on every
+	// IPv4 and IPv6 address, ports chosen by the system.
+	Listen []string
+
+	// Announce are multiaddrs to publish in place of those found out.
+	Announce []string
+
+	// Bootstrap are multiaddrs with /p2p, tried besides the stored ones.
+	Bootstrap []string
+
+	// DHT is the mode of the DHT. Default: dht.ModeAuto.
+	DHT dht.Mode
+
+	// Local is for networks without public addresses (demo, tests, network
+	// namespaces): private and loopback addresses go into records, and the
+	// IP-diversity filter, which would drop most peers there, is off.
+	Local bool
+
+	// ReadReceipts tells contacts when their messages were read. Default off.
+	ReadReceipts bool
+
+	// Rand is where every key, nonce and ID comes from. Default crypto/rand.
+	Rand io.Reader
+
+	// Log receives the node's log. Default: nothing is logged.
+	Log *slog.Logger
+
+	// Observe sees every message sealed by a ratchet, and no secret of it. It
+	// is called inside a store transaction and must not block. Default nil.
+	Observe ratchet.Observer
+
+	// Transports replaces QUIC and TCP, for simulated networks.
+	Transports []libp2p.Option
+
+	// NoMDNS, NoPortMap, NoAutoNAT, NoHolePunch and NoRelayClient switch off
+	// what their names say. NoAddressDiscovery stops identify from asking
+	// peers how they see us, which stalls virtual time.
+	NoMDNS             bool
+	NoPortMap          bool
+	NoAutoNAT          bool
+	NoHolePunch        bool
+	NoRelayClient      bool
+	NoAddressDiscovery bool
+}
+
+// withDefaults returns a copy with defaults filled in, and every problem found.
+func (c Config) withDefaults() (Config, error) {
+	var errs []error
+	if c.Store == nil {
+		errs = append(errs, errors.New("node: Config.Store is required"))
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if len(c.Listen) == 0 && c.Transports == nil {
+		c.Listen = []string{
+			"/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0",
+			"/ip6/::/udp/0/quic-v1", "/ip6/::/tcp/0",
+		}
+	}
+	for _, list := range []struct {
+		name  string
+		addrs []string
+	}{{"Listen", c.Listen}, {"Announce", c.Announce}} {
+		for _, s := range list.addrs {
+			if _, err := multiaddr.NewMultiaddr(s); err != nil {
+				errs = append(errs, fmt.Errorf("node: Config.%s: %q is not a multiaddr: %w", list.name, s, err))
+			}
+		}
+	}
+	for _, s := range c.Bootstrap {
+		if _, err := peer.AddrInfoFromString(s); err != nil {
+			errs = append(errs, fmt.Errorf("node: Config.Bootstrap: %q is not a multiaddr with /p2p: %w", s, err))
+		}
+	}
+	return c, errors.Join(errs...)
+}

@@ -1,0 +1,317 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"starling/node/session"
+	"starling/node/store"
+	"starling/node/stream"
+	"starling/protocol"
+	"starling/protocol/identity"
+	"starling/protocol/prekey"
+	"starling/protocol/wire"
+)
+
+// courier is the node as the outbox sees it: it opens sessions and carries
+// envelopes over direct streams.
+type courier struct{ n *Node }
+
+// Prepare makes sure that there is a session to send on: it reaches the peer
+// and asks it for a one-time key (T1).
+func (k courier) Prepare(ctx context.Context, a identity.Account) error {
+	n := k.n
+	p, err := n.reachPeer(ctx, a)
+	if err != nil {
+		return err
+	}
+	answer, err := n.askPreKey(ctx, p, a)
+	if err != nil {
+		return fmt.Errorf("asking for a one-time key: %w", err)
+	}
+	return n.startSession(a, answer)
+}
+
+// askPreKey asks the peer itself for a one-time key.
+func (n *Node) askPreKey(ctx context.Context, p peer.ID, a identity.Account) (*wire.PreKeyAnswer, error) {
+	req := prekey.Request{Account: a}
+	err := n.store.View(func(tx *store.Tx) error {
+		c, err := store.Contacts.Get(tx, store.ContactKey(a))
+		if err == nil {
+			copy(req.Lookup[:], c.LookupSecret)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	var ok bool
+	if req.Requester, ok = transportOf(n.host.ID()); !ok {
+		return nil, identity.ErrKey
+	}
+	if req.Responder, ok = transportOf(p); !ok {
+		return nil, identity.ErrKey
+	}
+	conn, err := stream.Open(ctx, n.host, p, protocol.StreamPreKey)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, conn.Refuse)()
+	b, err := conn.Read(maxPreKeyFrame)
+	if err != nil {
+		return nil, err
+	}
+	var challenge wire.PreKeyChallenge
+	if err := wire.Parse(b, maxPreKeyFrame, &challenge); err != nil || len(challenge.Nonce) != prekey.NonceSize {
+		return nil, prekey.ErrAnswer
+	}
+	copy(req.ResponderNonce[:], challenge.Nonce)
+	if _, err := io.ReadFull(n.cfg.Rand, req.RequesterNonce[:]); err != nil {
+		return nil, err
+	}
+	proof := req.Proof()
+	b, err = conn.Exchange(ctx, wire.Marshal(&wire.PreKeyRequest{Nonce: req.RequesterNonce[:], Proof: proof[:]}), prekey.MaxAnswer)
+	if err != nil {
+		return nil, err
+	}
+	return req.OpenAnswer(b)
+}
+
+// maxPreKeyFrame bounds the frames of a request for a one-time key, in bytes.
+const maxPreKeyFrame = 128
+
+// startSession opens a session with the bundles of an answer.
+func (n *Node) startSession(a identity.Account, answer *wire.PreKeyAnswer) error {
+	now := time.Now()
+	signed := wire.Marshal(answer.Manifest)
+	manifest, err := identity.OpenManifest(signed, a, now)
+	if err != nil {
+		return err
+	}
+	device, day, oneTime, err := openBundles(manifest, answer, now)
+	if err != nil {
+		return err
+	}
+	return n.store.Update(func(tx *store.Tx) error {
+		c, err := store.Contacts.Get(tx, store.ContactKey(a))
+		if err != nil {
+			return err
+		}
+		if err := n.learnManifest(tx, c, signed); err != nil {
+			return err
+		}
+		if err := saveContact(tx, c); err != nil {
+			return err
+		}
+		if !sendable(c.State) {
+			return nil // held: the new device waits for the user
+		}
+		me, err := store.Selves.Get(tx, store.SelfKey())
+		if err != nil {
+			return err
+		}
+		intro := prekey.Introduction{Manifest: me.Manifest, Profile: n.profile(me)}
+		if len(c.Token) == identity.TokenSize {
+			t := identity.Token(c.Token)
+			intro.Token = &t
+		}
+		return n.sessions.Start(tx, now, manifest, device, day, oneTime, intro, nil)
+	})
+}
+
+// openBundles finds the device of a manifest that signed the bundles.
+// The one-time bundle may be missing: the peer has too many of them alive.
+func openBundles(m identity.Manifest, answer *wire.PreKeyAnswer, now time.Time) (identity.Device, *prekey.Bundle, *prekey.Bundle, error) {
+	var last error = errors.New("node: the manifest lists no device")
+	for _, d := range m.Devices {
+		day, err := prekey.OpenBundle(wire.Marshal(answer.Day), m.Account, d.Key, wire.Role_ROLE_DAY, now)
+		if err != nil {
+			last = err
+			continue
+		}
+		if answer.OneTime == nil {
+			return d.Key, day, nil, nil
+		}
+		oneTime, err := prekey.OpenBundle(wire.Marshal(answer.OneTime), m.Account, d.Key, wire.Role_ROLE_ONE_TIME, now)
+		if err != nil {
+			last = err
+			continue
+		}
+		return d.Key, day, oneTime, nil
+	}
+	return identity.Device{}, nil, nil, last
+}
+
+// servePreKey answers a request for a one-time key. Whoever does not prove that
+// it knows A and L is answered as by a node that does not speak the protocol,
+// before any key is made (SPEC §9).
+func (n *Node) servePreKey(_ context.Context, conn *stream.Conn) error {
+	req := prekey.Request{Account: n.account()}
+	var ok bool
+	if req.Requester, ok = transportOf(conn.Remote()); !ok {
+		return identity.ErrKey
+	}
+	req.Responder, _ = transportOf(n.host.ID())
+	if _, err := io.ReadFull(n.cfg.Rand, req.ResponderNonce[:]); err != nil {
+		return err
+	}
+	if err := conn.Write(wire.Marshal(&wire.PreKeyChallenge{Nonce: req.ResponderNonce[:]})); err != nil {
+		return err
+	}
+	b, err := conn.Read(maxPreKeyFrame)
+	if err != nil {
+		return err
+	}
+	var m wire.PreKeyRequest
+	if err := wire.Parse(b, maxPreKeyFrame, &m); err != nil || len(m.Nonce) != prekey.NonceSize {
+		return prekey.ErrAnswer
+	}
+	copy(req.RequesterNonce[:], m.Nonce)
+	err = n.store.View(func(tx *store.Tx) error {
+		me, err := store.Selves.Get(tx, store.SelfKey())
+		if err == nil {
+			copy(req.Lookup[:], me.LookupSecret)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if !req.Check(m.Proof) {
+		return prekey.ErrAnswer
+	}
+	var answer wire.PreKeyAnswer
+	now := time.Now()
+	err = n.store.Update(func(tx *store.Tx) error {
+		me, err := store.Selves.Get(tx, store.SelfKey())
+		if err != nil {
+			return err
+		}
+		day, err := n.sessions.DayBundle(tx, now, prekey.DayOf(now))
+		if err != nil {
+			return err
+		}
+		oneTime, err := n.sessions.MintOneTime(tx, now)
+		if err != nil && !errors.Is(err, session.ErrBusy) {
+			return err
+		}
+		for _, f := range []struct {
+			from []byte
+			to   **wire.Signed
+		}{{me.Manifest, &answer.Manifest}, {day, &answer.Day}, {oneTime, &answer.OneTime}} {
+			if f.from == nil {
+				continue
+			}
+			*f.to = new(wire.Signed)
+			if err := wire.Parse(f.from, protocol.MaxManifest, *f.to); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	answer.Endpoints = identity.EndpointsWire([]identity.Endpoint{n.endpoint(true)})
+	return conn.Write(req.SealAnswer(&answer))
+}
+
+// Deliver carries envelopes to the peer and returns its answers, one each. The
+// stream is kept for the next delivery while there is work.
+func (k courier) Deliver(ctx context.Context, a identity.Account, envelopes [][]byte) ([]*wire.Outcome, error) {
+	n := k.n
+	ctx, cancel := context.WithTimeout(ctx, deliverTime)
+	defer cancel()
+	body := wire.Marshal(&wire.Delivery{Envelopes: envelopes})
+	conn, kept := n.lines.take(a)
+	if !kept {
+		var err error
+		if conn, err = n.openLine(ctx, a); err != nil {
+			return nil, err
+		}
+	}
+	b, err := conn.Exchange(ctx, body, protocol.MaxFrame)
+	if err != nil && kept {
+		// A stream that rested too long is gone without a fault of anybody.
+		conn.Close()
+		if conn, err = n.openLine(ctx, a); err != nil {
+			return nil, err
+		}
+		b, err = conn.Exchange(ctx, body, protocol.MaxFrame)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	var answer wire.DeliveryAnswer
+	if err := wire.Parse(b, protocol.MaxFrame, &answer); err != nil || len(answer.Outcomes) != len(envelopes) {
+		conn.Refuse()
+		return nil, errors.New("node: the answer to a delivery does not fit it")
+	}
+	n.lines.put(a, conn)
+	return answer.Outcomes, n.noteHeld(a, answer.Outcomes)
+}
+
+// deliverTime bounds one delivery, search and dialling included.
+const deliverTime = 2 * time.Minute
+
+func (n *Node) openLine(ctx context.Context, a identity.Account) (*stream.Conn, error) {
+	p, err := n.reachPeer(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	return stream.Open(ctx, n.host, p, protocol.StreamMessage)
+}
+
+// lines are open message streams to contacts that rest between deliveries. The
+// peer closes them when they rest too long.
+type lines struct {
+	mu sync.Mutex // guards m; never held across a wait
+	m  map[identity.Account]*stream.Conn
+}
+
+// maxLines bounds how many rest at once.
+const maxLines = 64
+
+func (l *lines) take(a identity.Account) (*stream.Conn, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c, ok := l.m[a]
+	delete(l.m, a)
+	return c, ok
+}
+
+// put keeps c for the next delivery, unless there is one already or too many.
+func (l *lines) put(a identity.Account, c *stream.Conn) {
+	l.mu.Lock()
+	if l.m == nil {
+		l.m = make(map[identity.Account]*stream.Conn)
+	}
+	_, dup := l.m[a]
+	keep := !dup && len(l.m) < maxLines
+	if keep {
+		l.m[a] = c
+	}
+	l.mu.Unlock()
+	if !keep {
+		c.Close()
+	}
+}
+
+// drop closes the stream of a, or of everybody with a nil a.
+func (l *lines) closeAll() {
+	l.mu.Lock()
+	m := l.m
+	l.m = nil
+	l.mu.Unlock()
+	for _, c := range m {
+		c.Close()
+	}
+}

@@ -1,0 +1,137 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"starling/node/store"
+	"starling/protocol/identity"
+)
+
+// Doctor answers why messages do or do not get through: for this node, or for
+// one contact.
+func (n *Node) Doctor(_ context.Context, contact string) ([]Finding, error) {
+	st := n.Status()
+	if contact != "" {
+		return n.examineContact(contact)
+	}
+	list := []Finding{n.examineNetwork(st), n.examineDHT(st), n.examineRecord(st), n.examineQueue(st)}
+	if st.RolledBack {
+		list = append(list, Finding{
+			Check: "disk", Level: "warn", Text: "the profile came back from an older copy",
+			Hint: "sessions are renewed by themselves; messages received after that copy was made are gone from here",
+		})
+	} else {
+		list = append(list, Finding{Check: "disk", Level: "ok", Text: "the profile is the newest copy that this machine knows of"})
+	}
+	return list, nil
+}
+
+func (n *Node) examineNetwork(st Status) Finding {
+	f := Finding{Check: "network", Level: "ok"}
+	switch {
+	case len(st.Addrs) == 0:
+		f.Level, f.Text, f.Hint = "bad", "this node listens nowhere", "check --listen and the firewall, then restart the daemon"
+	case st.Connected == 0:
+		f.Level, f.Text = "warn", "no peer is connected"
+		f.Hint = "add a bootstrap node (starling bootstrap add), or a contact that is online"
+	default:
+		f.Text = fmt.Sprintf("%s connected; reachable: %s", plural(st.Connected, "peer"), st.Reach)
+	}
+	return f
+}
+
+func (n *Node) examineDHT(st Status) Finding {
+	if st.DHTPeers == 0 {
+		return Finding{
+			Check: "dht", Level: "warn", Text: "no DHT node is known, so contacts are found by link, neighbours and old addresses only",
+			Hint: "starling bootstrap add takes the address of any node: starling status shows it there",
+		}
+	}
+	return Finding{Check: "dht", Level: "ok", Text: fmt.Sprintf("%s in the routing table, as %s", plural(st.DHTPeers, "node"), st.DHTMode)}
+}
+
+func (n *Node) examineRecord(st Status) Finding {
+	now := time.Now()
+	switch {
+	case st.Published.IsZero() && st.DHTPeers == 0:
+		return Finding{Check: "record", Level: "warn", Text: "this account's record is not published, as there is no DHT node to hold it"}
+	case st.Published.IsZero():
+		return Finding{Check: "record", Level: "warn", Text: "this account's record is not confirmed yet; still trying"}
+	case now.Sub(st.Published) > 24*time.Hour:
+		return Finding{Check: "record", Level: "bad", Text: "this account's record was last confirmed " + age(st.Published, now), Hint: "check the clock and the connection"}
+	}
+	return Finding{Check: "record", Level: "ok", Text: "this account's record was confirmed " + age(st.Published, now)}
+}
+
+func (n *Node) examineQueue(st Status) Finding {
+	if st.Queued == 0 {
+		return Finding{Check: "queue", Level: "ok", Text: "no message waits"}
+	}
+	return Finding{Check: "queue", Level: "warn", Text: plural(st.Queued, "message") + " not delivered yet", Hint: "starling doctor CONTACT says why"}
+}
+
+// examineContact says where messages to one contact are, and why.
+func (n *Node) examineContact(who string) ([]Finding, error) {
+	var c *store.Contact
+	var view Contact
+	err := n.store.View(func(tx *store.Tx) (err error) {
+		if c, err = resolve(tx, who); err == nil {
+			view = n.contactOf(tx, c)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	state := Finding{Check: "contact", Level: "ok", Text: view.Name + " is a contact"}
+	if view.State != "accepted" {
+		state = Finding{Check: "contact", Level: "warn", Text: view.Name + ": " + view.Detail}
+	}
+	if e := mayWrite(c); e != nil {
+		state.Level = "bad"
+		if e, ok := e.(*Error); ok {
+			state.Hint = e.Hint
+		}
+	}
+	now := time.Now()
+	network := Finding{Check: "network", Level: "ok", Text: view.Name + " is connected"}
+	if !view.Connected {
+		network = Finding{Check: "network", Level: "warn", Text: view.Name + " is not connected; last heard of " + heard(view.LastSeen, now)}
+		if len(c.Endpoints) == 0 {
+			network.Text = view.Name + " has no known address yet"
+		}
+		network.Hint = n.waiting(identity.Account(c.Account))
+	}
+	record := Finding{Check: "record", Level: "ok"}
+	switch {
+	case c.RecordDay == 0:
+		record.Level, record.Text = "warn", "no record of "+view.Name+" was read yet"
+	default:
+		record.Text = fmt.Sprintf("the newest record read is of %s", recordDay(c.RecordDay))
+	}
+	queue := Finding{Check: "queue", Level: "ok", Text: "no message to " + view.Name + " waits"}
+	if view.Queued > 0 {
+		queue = Finding{Check: "queue", Level: "warn", Text: fmt.Sprintf("%s to %s not delivered yet", plural(view.Queued, "message"), view.Name), Hint: n.waiting(identity.Account(c.Account))}
+	}
+	return []Finding{state, network, record, queue}, nil
+}
+
+func heard(t, now time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return age(t, now)
+}
+
+func recordDay(day uint32) string {
+	return time.Unix(int64(day)*86400, 0).UTC().Format("2 January 2006")
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,330 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"starling/dht/record"
+	"starling/node/store"
+	"starling/protocol"
+	"starling/protocol/identity"
+)
+
+// Tuning of the search for a contact.
+const (
+	dialTime     = 10 * time.Second // one attempt to dial
+	fetchTime    = 10 * time.Second // one peer asked for a record
+	lookupTime   = 60 * time.Second // one lookup in the DHT
+	maxNeighbour = 16               // neighbours asked for a record
+)
+
+// errNotFound says that nobody who was asked knows where the contact is.
+var errNotFound = errors.New("nobody who was asked knows where they are")
+
+// A finding route is a transport key that a contact said is theirs.
+//
+// routes maps transport keys to the account they belong to. What it says of a
+// peer is a hint: an account is proven by a session, never by a connection.
+type routes struct {
+	mu sync.Mutex // guards m; never held across a wait
+	m  map[peer.ID]identity.Account
+}
+
+func (r *routes) set(c *store.Contact) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.m == nil {
+		r.m = make(map[peer.ID]identity.Account)
+	}
+	for id, a := range r.m {
+		if a == accountOf(c) {
+			delete(r.m, id)
+		}
+	}
+	for _, e := range endpointsOf(c.Endpoints) {
+		r.m[peerOf(e.Transport)] = accountOf(c)
+	}
+}
+
+func (r *routes) drop(a identity.Account) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, b := range r.m {
+		if a == b {
+			delete(r.m, id)
+		}
+	}
+}
+
+// account returns whose transport key p is believed to be.
+func (r *routes) account(p peer.ID) (identity.Account, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a, ok := r.m[p]
+	return a, ok
+}
+
+// peers returns the transport keys believed to be a's.
+func (r *routes) peers(a identity.Account) []peer.ID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var ids []peer.ID
+	for id, b := range r.m {
+		if a == b {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// endpointsOf reads the endpoints of a row; damaged ones are left out.
+func endpointsOf(rows []*store.Endpoint) []identity.Endpoint {
+	var es []identity.Endpoint
+	for _, r := range rows {
+		if t, err := identity.ParseTransport(r.TransportKey); err == nil {
+			es = append(es, identity.Endpoint{Transport: t, Addrs: r.Addrs})
+		}
+	}
+	return es
+}
+
+// up reports whether there is a connection to p, direct or through a relay.
+func (n *Node) up(p peer.ID) bool {
+	s := n.host.Network().Connectedness(p)
+	return s == network.Connected || s == network.Limited
+}
+
+// connected reports whether there is a connection to c.
+func (n *Node) connected(c *store.Contact) bool {
+	return slices.ContainsFunc(n.routes.peers(accountOf(c)), n.up)
+}
+
+// reachPeer returns a connected transport key of a contact: one that is
+// connected, or else one dialled at an address known, or else one found through
+// the nodes of the link, the neighbours and the DHT.
+func (n *Node) reachPeer(ctx context.Context, a identity.Account) (peer.ID, error) {
+	var c *store.Contact
+	err := n.store.View(func(tx *store.Tx) (err error) {
+		c, err = store.Contacts.Get(tx, store.ContactKey(a))
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	ctx = network.WithAllowLimitedConn(ctx, "starling")
+	if p, ok := n.dialAny(ctx, endpointsOf(c.Endpoints)); ok {
+		return p, nil
+	}
+	for _, search := range []func(context.Context, *store.Contact) ([]record.Body, error){n.askHints, n.askNeighbours, n.askDHT} {
+		bodies, err := search(ctx, c)
+		if err != nil {
+			return "", err
+		}
+		for _, body := range bodies {
+			if err := n.found(a, body); err != nil {
+				return "", err
+			}
+			if p, ok := n.dialAny(ctx, body.Endpoints); ok {
+				return p, nil
+			}
+		}
+		if ctx.Err() != nil {
+			return "", context.Cause(ctx)
+		}
+	}
+	return "", errNotFound
+}
+
+// dialAny returns the first endpoint that is connected or can be dialled.
+func (n *Node) dialAny(ctx context.Context, es []identity.Endpoint) (peer.ID, bool) {
+	for _, e := range es {
+		if p := peerOf(e.Transport); n.up(p) {
+			return p, true
+		}
+	}
+	for _, e := range es {
+		if n.dial(ctx, e) {
+			return peerOf(e.Transport), true
+		}
+	}
+	return "", false
+}
+
+func (n *Node) dial(ctx context.Context, e identity.Endpoint) bool {
+	info := addrInfo(e)
+	if info.ID == n.host.ID() {
+		return false
+	}
+	if len(info.Addrs) == 0 && len(n.host.Peerstore().Addrs(info.ID)) == 0 {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	return n.host.Connect(ctx, info) == nil
+}
+
+func versionOf(c *store.Contact) record.Version {
+	return record.Version{Generation: c.RecordGeneration, Day: c.RecordDay, Seq: c.RecordSeq}
+}
+
+// askHints asks the nodes that the contact's link names.
+func (n *Node) askHints(ctx context.Context, c *store.Contact) ([]record.Body, error) {
+	var bodies []record.Body
+	for _, e := range endpointsOf(c.Hints) {
+		if !n.up(peerOf(e.Transport)) && !n.dial(ctx, e) {
+			continue
+		}
+		if body, ok := n.fetch(ctx, peerOf(e.Transport), c); ok {
+			bodies = append(bodies, body)
+		}
+	}
+	return bodies, nil
+}
+
+// askNeighbours asks the peers that mDNS found on this network.
+func (n *Node) askNeighbours(ctx context.Context, c *store.Contact) ([]record.Body, error) {
+	asked := 0
+	for _, p := range n.neighbours.list() {
+		if asked == maxNeighbour || ctx.Err() != nil {
+			break
+		}
+		if !n.up(p) {
+			continue
+		}
+		asked++
+		if body, ok := n.fetch(ctx, p, c); ok {
+			return []record.Body{body}, nil
+		}
+	}
+	return nil, nil
+}
+
+func (n *Node) fetch(ctx context.Context, p peer.ID, c *store.Contact) (record.Body, bool) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	defer cancel()
+	body, err := n.dht.Fetch(ctx, p, accountOf(c), identity.LookupSecret(c.LookupSecret), versionOf(c))
+	return body, err == nil
+}
+
+// askDHT looks the contact up.
+func (n *Node) askDHT(ctx context.Context, c *store.Contact) ([]record.Body, error) {
+	if n.dht.Peers() == 0 {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTime)
+	defer cancel()
+	body, err := n.dht.Lookup(ctx, accountOf(c), identity.LookupSecret(c.LookupSecret), versionOf(c))
+	if err != nil {
+		return nil, nil //nolint:nilerr // not found is an answer, and the next attempt asks again
+	}
+	return []record.Body{body}, nil
+}
+
+// found commits what a record says of a contact: the version, so that no older
+// record is believed again, the manifest and the endpoints.
+func (n *Node) found(a identity.Account, body record.Body) error {
+	return n.store.Update(func(tx *store.Tx) error {
+		c, err := store.Contacts.Get(tx, store.ContactKey(a))
+		if err != nil {
+			return err
+		}
+		v := body.Version()
+		if v.Compare(versionOf(c)) < 0 {
+			return nil
+		}
+		c.RecordGeneration, c.RecordDay, c.RecordSeq = v.Generation, v.Day, v.Seq
+		if err := n.learnManifest(tx, c, body.ManifestBytes); err != nil {
+			return err
+		}
+		n.learnEndpoints(tx, c, body.Endpoints)
+		return saveContact(tx, c)
+	})
+}
+
+// learnEndpoints takes endpoints from a record. An endpoint without addresses
+// keeps those that are known: private ones are never in a record.
+func (n *Node) learnEndpoints(tx *store.Tx, c *store.Contact, es []identity.Endpoint) {
+	known := c.Endpoints
+	c.Endpoints = nil
+	for _, e := range es {
+		row := &store.Endpoint{TransportKey: slices.Clone(e.Transport[:]), Addrs: e.Addrs}
+		for _, k := range known {
+			if len(row.Addrs) == 0 && slices.Equal(k.TransportKey, row.TransportKey) {
+				row.Addrs = k.Addrs
+			}
+		}
+		c.Endpoints = append(c.Endpoints, row)
+	}
+	tx.OnCommit(func() { n.routes.set(c) })
+}
+
+// sighted commits where a contact's transport key was just reached, so that a
+// restart finds it without help, and sends what waits for them.
+func (n *Node) sighted(p peer.ID) {
+	a, ok := n.routes.account(p)
+	if !ok {
+		return
+	}
+	t, ok := transportOf(p)
+	if !ok {
+		return
+	}
+	var addrs [][]byte
+	for _, addr := range n.host.Peerstore().Addrs(p) {
+		if b := addr.Bytes(); len(addrs) < protocol.MaxAddrs && len(b) <= protocol.MaxAddr {
+			addrs = append(addrs, b)
+		}
+	}
+	if len(addrs) == 0 {
+		return
+	}
+	err := n.store.Update(func(tx *store.Tx) error {
+		c, err := store.Contacts.Get(tx, store.ContactKey(a))
+		if err != nil {
+			return err
+		}
+		for _, e := range c.Endpoints {
+			if slices.Equal(e.TransportKey, t[:]) {
+				e.Addrs = addrs
+			}
+		}
+		return saveContact(tx, c)
+	})
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		n.log.Warn("keeping the address of a contact", "err", err)
+		return
+	}
+	n.outbox.Kick(a)
+}
+
+// neighbours are peers that mDNS found, newest first.
+type neighbours struct {
+	mu sync.Mutex // guards ids; never held across a wait
+	id []peer.ID
+}
+
+// maxNeighbours bounds how many are remembered.
+const maxNeighbours = 64
+
+// add remembers p as the newest.
+func (s *neighbours) add(p peer.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.id = slices.DeleteFunc(s.id, func(q peer.ID) bool { return p == q })
+	s.id = slices.Insert(s.id, 0, p)
+	s.id = s.id[:min(len(s.id), maxNeighbours)]
+}
+
+func (s *neighbours) has(p peer.ID) bool { return slices.Contains(s.list(), p) }
+
+func (s *neighbours) list() []peer.ID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.id)
+}

@@ -1,0 +1,89 @@
+package node
+
+import (
+	"errors"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"starling/node/store"
+	"starling/protocol/identity"
+)
+
+// emptyAtOnce bounds how many rows one transaction deletes.
+const emptyAtOnce = 1000
+
+// forget deletes a contact and what hangs on it: name, sessions, what waits,
+// and the chat. It is for contacts with few rows; see empty for the others.
+func (n *Node) forget(tx *store.Tx, c *store.Contact) error {
+	if _, err := empty(tx, accountOf(c)); err != nil {
+		return err
+	}
+	if err := store.Names.Delete(tx, store.NameKey(fold(c.Name))); err != nil {
+		return err
+	}
+	if err := store.Contacts.Delete(tx, c.Account); err != nil {
+		return err
+	}
+	a := accountOf(c)
+	tx.OnCommit(func() { n.routes.drop(a) })
+	return n.record(tx, &store.Event{Type: "contact", State: "removed"}, c)
+}
+
+// empty deletes rows that hang on an account, and reports whether there may be
+// more.
+func empty(tx *store.Tx, a identity.Account) (more bool, err error) {
+	left := emptyAtOnce
+	err = wipe(tx, store.Outbox, store.OutboxOf(a), &left, func(_ store.RowKey, row *store.Outgoing) error {
+		if len(row.Hash) == 0 {
+			return nil
+		}
+		return store.Unacked.Delete(tx, row.Hash)
+	})
+	if err == nil {
+		err = wipe(tx, store.Sessions, store.SessionsOf(a), &left, func(k store.RowKey, _ *store.Session) error {
+			if err := store.SessionOwners.Delete(tx, store.SessionOwnerKey(k.Session())); err != nil {
+				return err
+			}
+			return wipe(tx, store.SkippedKeys, store.SkippedOf(k.Session()), &left, nil)
+		})
+	}
+	if err == nil {
+		err = wipe(tx, store.History, store.HistoryOf(a), &left, func(_ store.RowKey, row *store.Entry) error {
+			// The ID may lead to another chat, whose line keeps it.
+			key := store.MessageKey([16]byte(row.Id))
+			ref, err := store.Messages.Get(tx, key)
+			if errors.Is(err, store.ErrNotFound) || err == nil && !slices.Equal(ref.Account, a[:]) {
+				return nil
+			}
+			return errors.Join(err, store.Messages.Delete(tx, key))
+		})
+	}
+	return left <= 0, err
+}
+
+// wipe deletes up to left rows of a table under a prefix, and with each what
+// also says.
+func wipe[T any, P interface {
+	*T
+	proto.Message
+}](tx *store.Tx, table store.Table[T, P], prefix store.RowKey, left *int, also func(store.RowKey, P) error) error {
+	for row, err := range table.Scan(tx, prefix, nil) {
+		if err != nil {
+			return err
+		}
+		if *left <= 0 {
+			return nil
+		}
+		*left--
+		if also != nil {
+			if err := also(row.Key, row.Value); err != nil {
+				return err
+			}
+		}
+		if err := table.Delete(tx, row.Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,161 @@
+package node
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
+	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	"github.com/libp2p/go-libp2p/p2p/security/noise"
+	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+
+	"starling/protocol"
+	"starling/protocol/identity"
+)
+
+// Connections the manager trims down to and starts trimming at.
+const (
+	connLow  = 96
+	connHigh = 160
+)
+
+// newHost makes the libp2p host. relays gives circuit relays to try when this
+// node is not reachable directly.
+func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int) <-chan peer.AddrInfo) (host.Host, error) {
+	key, err := transportKey(transportSeed)
+	if err != nil {
+		return nil, err
+	}
+	manager, err := connmgr.NewConnManager(connLow, connHigh)
+	if err != nil {
+		return nil, fmt.Errorf("making a connection manager: %w", err)
+	}
+	opts := []libp2p.Option{
+		libp2p.Identity(key),
+		libp2p.ListenAddrStrings(cfg.Listen...),
+		libp2p.UserAgent(protocol.Agent),
+		libp2p.ProtocolVersion(protocol.Agent),
+		libp2p.ConnectionManager(manager),
+		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
+		libp2p.DisableMetrics(),
+	}
+	if cfg.Transports != nil {
+		opts = append(opts, cfg.Transports...)
+	} else {
+		opts = append(opts,
+			libp2p.Transport(libp2pquic.NewTransport),
+			libp2p.Transport(tcp.NewTCPTransport),
+			libp2p.Security(noise.ID, noise.New),
+		)
+	}
+	if len(cfg.Announce) > 0 {
+		announce := make([]multiaddr.Multiaddr, len(cfg.Announce))
+		for i, s := range cfg.Announce {
+			announce[i] = multiaddr.StringCast(s) // checked by withDefaults
+		}
+		opts = append(opts, libp2p.AddrsFactory(func([]multiaddr.Multiaddr) []multiaddr.Multiaddr { return announce }))
+	}
+	if !cfg.NoPortMap {
+		opts = append(opts, libp2p.NATPortMap())
+	}
+	if !cfg.NoAutoNAT {
+		opts = append(opts, libp2p.EnableAutoNATv2(), libp2p.EnableNATService())
+	}
+	if cfg.NoRelayClient {
+		opts = append(opts, libp2p.DisableRelay())
+	} else {
+		opts = append(opts, libp2p.EnableRelay(), libp2p.EnableAutoRelayWithPeerSource(relays))
+		if !cfg.NoHolePunch {
+			opts = append(opts, libp2p.EnableHolePunching())
+		}
+	}
+	if cfg.NoAddressDiscovery {
+		opts = append(opts, libp2p.DisableIdentifyAddressDiscovery())
+	}
+	h, err := libp2p.New(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("starting the network: %w", err)
+	}
+	return h, nil
+}
+
+// transportKey returns the libp2p host key with the given seed.
+func transportKey(seed []byte) (crypto.PrivKey, error) {
+	key, _, err := crypto.GenerateEd25519Key(seedReader(seed))
+	if err != nil {
+		return nil, fmt.Errorf("making the transport key: %w", err)
+	}
+	return key, nil
+}
+
+// A seedReader reads one Ed25519 seed.
+type seedReader []byte
+
+func (s seedReader) Read(p []byte) (int, error) { return copy(p, s), nil }
+
+// transportOf returns the transport key of a peer ID. Peer IDs that do not
+// carry an Ed25519 key are nobody we talk to.
+func transportOf(id peer.ID) (identity.Transport, bool) {
+	pub, err := id.ExtractPublicKey()
+	if err != nil || pub.Type() != crypto.Ed25519 {
+		return identity.Transport{}, false
+	}
+	raw, err := pub.Raw()
+	if err != nil {
+		return identity.Transport{}, false
+	}
+	t, err := identity.ParseTransport(raw)
+	return t, err == nil
+}
+
+// peerOf returns the peer ID of a transport key.
+func peerOf(t identity.Transport) peer.ID {
+	pub, err := crypto.UnmarshalEd25519PublicKey(t[:])
+	if err != nil {
+		panic("node: internal error: a transport key has 32 bytes")
+	}
+	id, err := peer.IDFromPublicKey(pub)
+	if err != nil {
+		panic("node: internal error: an Ed25519 key has a peer ID")
+	}
+	return id
+}
+
+// addrInfo returns where to dial an endpoint. Addresses that do not parse are
+// left out: they came from a peer.
+func addrInfo(e identity.Endpoint) peer.AddrInfo {
+	info := peer.AddrInfo{ID: peerOf(e.Transport)}
+	for _, b := range e.Addrs {
+		if a, err := multiaddr.NewMultiaddrBytes(b); err == nil {
+			info.Addrs = append(info.Addrs, a)
+		}
+	}
+	return info
+}
+
+// endpoint returns where this node can be dialled, as told to others: public
+// addresses only, unless the network has none (Config.Local) or all is set.
+func (n *Node) endpoint(all bool) identity.Endpoint {
+	t, ok := transportOf(n.host.ID())
+	if !ok {
+		panic("node: internal error: our own key is an Ed25519 key")
+	}
+	e := identity.Endpoint{Transport: t}
+	for _, a := range n.host.Addrs() {
+		if len(e.Addrs) == protocol.MaxAddrs {
+			break
+		}
+		told := all || n.cfg.Local || len(n.cfg.Announce) > 0 || manet.IsPublicAddr(a)
+		if b := a.Bytes(); told && len(b) <= protocol.MaxAddr {
+			e.Addrs = append(e.Addrs, b)
+		}
+	}
+	return e
+}
