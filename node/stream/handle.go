@@ -67,6 +67,10 @@ const (
 	// bytes. Beyond it peers without a stream are forgotten when they have
 	// rested, and while none has, no new peer is served.
 	maxPeers = 4096
+
+	// sweepPause is the least time between two looks for peers to forget, so
+	// that a flood of new peers does not make each of them cost a look at all.
+	sweepPause = 50 * time.Millisecond
 )
 
 // errRemoved is the cause of a handler's context after its removal.
@@ -86,7 +90,7 @@ func Handle(h host.Host, id protocol.ID, lim Limits, fn func(ctx context.Context
 	ctx, cancel := context.WithCancelCause(context.Background())
 	srv := &server{
 		lim:   lim,
-		all:   rate.NewLimiter(rate.Limit(lim.Rate), lim.Rate),
+		all:   newRate(lim.Rate),
 		peers: make(map[peer.ID]*peerState),
 		sweep: 64,
 	}
@@ -101,6 +105,9 @@ func Handle(h host.Host, id protocol.ID, lim Limits, fn func(ctx context.Context
 	}
 }
 
+// newRate lets n requests a second pass, and as many at once after a rest.
+func newRate(n int) *rate.Limiter { return rate.NewLimiter(rate.Limit(n), n) }
+
 // A server is the state of one handler.
 type server struct {
 	lim Limits
@@ -112,7 +119,8 @@ type server struct {
 	streams int
 	memory  int // bytes reserved by frames above 64 KiB
 	peers   map[peer.ID]*peerState
-	sweep   int // size of peers at which the rested ones are forgotten
+	sweep   int       // size of peers at which the rested ones are forgotten
+	swept   time.Time // when that was last done
 }
 
 // A peerState is what a handler remembers of one peer.
@@ -177,13 +185,13 @@ func (v *server) enter(id peer.ID) (*peerState, network.StreamErrorCode) {
 	}
 	p := v.peers[id]
 	if p == nil {
-		if len(v.peers) >= v.sweep {
+		if len(v.peers) >= v.sweep && now.Sub(v.swept) >= sweepPause {
 			v.sweepLocked(now)
 		}
 		if len(v.peers) >= maxPeers {
 			return nil, network.StreamRateLimited
 		}
-		p = &peerState{rate: rate.NewLimiter(rate.Limit(v.lim.PeerRate), v.lim.PeerRate)}
+		p = &peerState{rate: newRate(v.lim.PeerRate)}
 		v.peers[id] = p
 	}
 	if p.streams >= v.lim.Peer {
@@ -210,6 +218,7 @@ func (v *server) leave(p *peerState) {
 // restored: they would be remembered anew just as they are. The threshold
 // doubles with what is left, so the work stays constant for each new peer.
 func (v *server) sweepLocked(now time.Time) {
+	v.swept = now
 	for id, p := range v.peers {
 		if p.streams == 0 && p.rate.TokensAt(now) >= float64(v.lim.PeerRate) {
 			delete(v.peers, id)
