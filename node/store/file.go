@@ -23,6 +23,8 @@ const (
 	nameRows = "rows" // badger's folder
 )
 
+const tempSuffix = ".new" // of a file that is being replaced
+
 // Open opens the database in cfg.Dir and makes it if it is not there. One
 // process at a time has it open; another gets [ErrLocked]. After a crash it
 // finds every update that returned, and of one that did not, all or nothing.
@@ -67,6 +69,7 @@ func openFolder(dir string) (*diskFolder, error) {
 	}
 	pid := filepath.Join(dir, namePID)
 	if !ok {
+		f.lock.Close()
 		if b, err := os.ReadFile(pid); err == nil {
 			if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
 				return nil, fmt.Errorf("%w (pid %d)", ErrLocked, n)
@@ -76,6 +79,11 @@ func openFolder(dir string) (*diskFolder, error) {
 	}
 	if err := os.WriteFile(pid, strconv.AppendInt(nil, int64(os.Getpid()), 10), 0o600); err != nil {
 		return nil, errors.Join(diskError("writing the process ID", err), f.Close())
+	}
+	for _, name := range []string{fileErase, fileCount} { // left by a crash
+		if err := os.Remove(filepath.Join(dir, name+tempSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, errors.Join(diskError("removing a temporary file", err), f.Close())
+		}
 	}
 	return f, nil
 }
@@ -139,7 +147,7 @@ func replaceFile(path string, data []byte, fault func(step string) error) error 
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return diskError("opening a file", err)
 	}
-	temp := path + ".new"
+	temp := path + tempSuffix
 	if err := step("write"); err != nil {
 		return err
 	}

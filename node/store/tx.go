@@ -7,10 +7,10 @@ import (
 
 // MaxUpdate bounds what one [DB.Update] writes, as the sum over its writes of
 // key, row and [rowCost]. It is what fits into one badger transaction.
-const MaxUpdate = 1600 << 10 // bytes
+const MaxUpdate = 1792 << 10 // bytes
 
 // rowCost is what a row costs beside its own bytes: seals, headers, index.
-const rowCost = 160 // bytes
+const rowCost = 112 // bytes
 
 // maxGroup is the most functions that share one commit. It bounds how long the
 // first of them waits for the others.
