@@ -1,0 +1,113 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/pelletier/go-toml/v2"
+)
+
+// settings is starling.toml. The program reads it and never writes it. Flags
+// of up come first.
+type settings struct {
+	Listen       []listenAddr    `toml:"listen"`        // multiaddrs to listen on
+	Announce     []listenAddr    `toml:"announce"`      // multiaddrs to publish in place of those found out
+	Bootstrap    []bootstrapAddr `toml:"bootstrap"`     // multiaddrs with /p2p to find the network by
+	DHT          dhtMode         `toml:"dht"`           // auto, server or client
+	MDNS         *bool           `toml:"mdns"`          // find nodes on the local network; default true
+	Local        bool            `toml:"local"`         // a network without public addresses
+	ReadReceipts bool            `toml:"read_receipts"` // tell contacts what was read
+	LogLevel     slog.Level      `toml:"log_level"`     // debug, info, warn or error
+}
+
+const knownKeys = "listen, announce, bootstrap, dht, mdns, local, read_receipts, log_level"
+
+type (
+	listenAddr    string
+	bootstrapAddr string
+	dhtMode       string
+)
+
+func (l *listenAddr) UnmarshalText(b []byte) error {
+	if _, err := multiaddr.NewMultiaddr(string(b)); err != nil {
+		return errors.New("not a multiaddr, such as /ip4/0.0.0.0/udp/4001/quic-v1")
+	}
+	*l = listenAddr(b)
+	return nil
+}
+
+func (l *bootstrapAddr) UnmarshalText(b []byte) error {
+	if _, err := peer.AddrInfoFromString(string(b)); err != nil {
+		return errors.New("not a multiaddr that ends in /p2p/PEER")
+	}
+	*l = bootstrapAddr(b)
+	return nil
+}
+
+func (m *dhtMode) UnmarshalText(b []byte) error {
+	switch s := string(b); s {
+	case "auto", "server", "client":
+		*m = dhtMode(s)
+		return nil
+	}
+	return errors.New("must be auto, server or client")
+}
+
+// The methods of pflag.Value, so that a flag is checked as the file is.
+func (m *dhtMode) Set(s string) error {
+	return m.UnmarshalText([]byte(s))
+}
+func (m *dhtMode) String() string { return string(*m) }
+func (m *dhtMode) Type() string   { return "mode" }
+
+// readSettings reads the file of the profile; a profile without one has the
+// defaults. Every problem is told with its line and column.
+func (p profile) readSettings() (settings, error) {
+	s := settings{DHT: "auto"}
+	b, err := os.ReadFile(p.config)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return s, err
+	}
+	d := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
+	err = d.Decode(&s)
+	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		var problems []string
+		for _, e := range strict.Errors {
+			problems = append(problems, p.at(&e)+"unknown key "+strings.Join(e.Key(), "."))
+		}
+		return s, usage("%s", strings.Join(problems, "\n")).try("Known keys: %s.", knownKeys)
+	}
+	if e, ok := errors.AsType[*toml.DecodeError](err); ok {
+		return s, usage("%s%s", p.at(e), strings.TrimPrefix(e.Error(), "toml: "))
+	}
+	if err != nil {
+		return s, usage("%s: %s", p.config, strings.TrimPrefix(err.Error(), "toml: "))
+	}
+	return s, nil
+}
+
+func (p profile) at(e *toml.DecodeError) string {
+	line, column := e.Position()
+	return fmt.Sprintf("%s:%d:%d: ", p.config, line, column)
+}
+
+// addresses returns a list from the flags, or else from the file.
+func addresses[T ~string](flags []string, file []T) []string {
+	if len(flags) > 0 {
+		return flags
+	}
+	out := make([]string, len(file))
+	for i, f := range file {
+		out[i] = string(f)
+	}
+	return out
+}
