@@ -171,13 +171,13 @@ func (o *Outbox) sweep() {
 type verdict int
 
 const (
-	idle   verdict = iota // nothing to do for this peer
-	moved                 // all of it was delivered: go on
-	prepared              // there is a session now, or the user has to decide: go on
-	stuck                 // some was delivered, and nothing may overtake what was not: pause
-	renew                 // the peer could not open something, and it will be sealed anew
-	held                  // the peer has not accepted this user
-	failed                // nothing arrived: pause
+	idle     verdict = iota // nothing to do for this peer
+	moved                   // all of it was delivered: go on
+	prepared                // there is a session now, or the user has to decide: go on
+	stuck                   // some was delivered, and nothing may overtake what was not: pause
+	renew                   // the peer could not open something, and it will be sealed anew
+	held                    // the peer has not accepted this user
+	failed                  // nothing arrived: pause
 )
 
 // work takes step after step until nothing is left for peer, or ctx ends.
