@@ -49,6 +49,7 @@ func (m diskMedium) crash(t testing.TB) medium {
 // copyFolder copies a tree of files, holes included.
 func copyFolder(t testing.TB, from, to string) {
 	t.Helper()
+	zero := make([]byte, 64<<10)
 	if err := filepath.WalkDir(from, func(path string, d os.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -70,10 +71,10 @@ func copyFolder(t testing.TB, from, to string) {
 			return err
 		}
 		defer out.Close()
-		buf, at := make([]byte, 64<<10), int64(0)
+		buf, at := make([]byte, len(zero)), int64(0)
 		for {
 			n, err := io.ReadFull(in, buf)
-			if len(bytes.Trim(buf[:n], "\x00")) > 0 {
+			if !bytes.Equal(buf[:n], zero[:n]) {
 				if _, err := out.WriteAt(buf[:n], at); err != nil {
 					return err
 				}
