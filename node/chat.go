@@ -131,11 +131,7 @@ func (n *Node) message(tx *store.Tx, id envelope.ID) (Message, error) {
 	if err != nil {
 		return Message{}, err
 	}
-	a, err := identity.ParseAccount(ref.Account)
-	if err != nil {
-		return Message{}, err
-	}
-	e, err := store.History.Get(tx, store.HistoryKey(a, ref.Order))
+	e, err := store.History.Get(tx, store.HistoryKey(identity.Account(ref.Account), ref.Order))
 	if err != nil {
 		return Message{}, err
 	}
@@ -151,8 +147,8 @@ func (n *Node) messageOf(c *store.Contact, e *store.Entry) Message {
 		ID: hex.EncodeToString(e.Id), Chat: c.Name, To: accountOf(c).String(), Text: e.Text,
 		State: entryState(e.State), Time: time.UnixMilli(e.Time), Reason: e.Reason, Kind: "text",
 	}
-	if a, err := identity.ParseAccount(e.From); err == nil {
-		m.From = a.String()
+	if len(e.From) == identity.KeySize { // a row's key was checked when it was learnt
+		m.From = identity.Account(e.From).String()
 	}
 	if e.Received != 0 {
 		m.Received = time.UnixMilli(e.Received)

@@ -517,8 +517,8 @@ func (n *Node) contactOf(tx *store.Tx, c *store.Contact) Contact {
 	if c.LastSeen != 0 {
 		out.LastSeen = time.UnixMilli(c.LastSeen)
 	}
-	if a, err := identity.ParseAccount(c.NewAccount); err == nil {
-		out.NewAccount = a.String()
+	if len(c.NewAccount) == identity.KeySize {
+		out.NewAccount = identity.Account(c.NewAccount).String()
 	}
 	if c.State == store.Contact_REQUEST {
 		out.Warning = lookalike(tx, c)

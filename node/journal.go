@@ -88,8 +88,8 @@ func eventOf(seq uint64, row *store.Event) Event {
 	if len(row.Id) > 0 {
 		e.ID = hex.EncodeToString(row.Id)
 	}
-	if a, err := identity.ParseAccount(row.From); err == nil {
-		e.From = a.String()
+	if len(row.From) == identity.KeySize { // a row's key was checked when it was learnt
+		e.From = identity.Account(row.From).String()
 	}
 	return e
 }

@@ -244,6 +244,9 @@ func (n *Node) take(tx *store.Tx, now time.Time, c *store.Contact, b []byte) err
 }
 
 func (n *Node) takeText(tx *store.Tx, now time.Time, c *store.Contact, content *envelope.Content) error {
+	if !now.Before(content.Expires) {
+		return nil // its sender was told that it failed (SPEC §7.3)
+	}
 	if c.State == store.Contact_REQUEST && c.Unread >= maxRequestEntries {
 		return errDrop
 	}
