@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -214,10 +213,8 @@ func decodeError(ce *connect.Error) error {
 			return &node.Error{Kind: k, Msg: ce.Message(), Hint: decodeHint(ce.Meta())}
 		}
 	}
-	for _, err := range []error{ErrPermission, ErrStale, ErrStarting, ErrVersion, ErrNotRunning} {
-		if errors.Is(ce, err) { // the client's own end found out
-			return &wrapped{msg: strings.TrimSpace(innermost(ce, err)), err: err}
-		}
+	if de, ok := errors.AsType[*dialError](ce); ok {
+		return de.err
 	}
 	if gone(ce) {
 		return fmt.Errorf("%w: it closed the connection", ErrNotRunning)
@@ -233,18 +230,6 @@ func decodeError(ce *connect.Error) error {
 		return fmt.Errorf("%w: %w", ErrVersion, ce)
 	}
 	return ce
-}
-
-// innermost returns the text of the error in err's chain that first speaks of
-// target, without what transports wrote around it.
-func innermost(err, target error) string {
-	for {
-		next := errors.Unwrap(err)
-		if next == nil || !errors.Is(next, target) {
-			return err.Error()
-		}
-		err = next
-	}
 }
 
 // decodeHint reads the hint of an error; one that does not decode is left out.

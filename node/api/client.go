@@ -48,7 +48,11 @@ func dial(ctx context.Context, home string, user peerUser) (*Client, error) {
 	c := &Client{home: home}
 	c.transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return connectSocket(ctx, home, user)
+			conn, err := connectSocket(ctx, home, user)
+			if err != nil {
+				return nil, &dialError{err}
+			}
+			return conn, nil
 		},
 		DisableCompression: true,
 		IdleConnTimeout:    restTimeout / 2,
@@ -213,7 +217,7 @@ func (a *authorise) RoundTrip(r *http.Request) (*http.Response, error) {
 	if a.needed {
 		b, err := readSmall(filepath.Join(a.home, runFolder, tokenName))
 		if err != nil {
-			return nil, absent(a.home, err)
+			return nil, &dialError{absent(a.home, err)}
 		}
 		token := strings.TrimSuffix(string(b), "\n")
 		if _, err := hex.DecodeString(token); err != nil {
@@ -224,6 +228,13 @@ func (a *authorise) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return a.next.RoundTrip(r)
 }
+
+// A dialError is what the client's own end found out, in the chain of what
+// transports made of it.
+type dialError struct{ err error }
+
+func (d *dialError) Error() string { return d.err.Error() }
+func (d *dialError) Unwrap() error { return d.err }
 
 // gone reports whether an error of a connection means that its other end went
 // away.

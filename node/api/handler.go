@@ -12,6 +12,7 @@ import (
 )
 
 const (
+	lastWrite   = time.Second      // for the last words to a reader when the profile is locked
 	heartbeat   = 15 * time.Second // between two words on an event stream
 	eventBuffer = 256              // events between the journal and a reader
 	maxWait     = 24 * time.Hour   // the longest WaitMessage
@@ -310,11 +311,14 @@ func (h *handler) Events(ctx context.Context, r *connect.Request[EventsRequest],
 
 	rc := controller(ctx)
 	send := func(e *Event) error {
-		if rc != nil {
-			_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		return stream.Send(e)
 	}
+	// A client that reads nothing must not hold up Lock.
+	defer context.AfterFunc(ctx, func() { _ = rc.SetWriteDeadline(time.Now().Add(lastWrite)) })()
 	beats := func() error { return send(&Event{Time: millis(time.Now())}) }
 	if r.Msg.Follow {
 		if err := beats(); err != nil {
@@ -327,10 +331,10 @@ func (h *handler) Events(ctx context.Context, r *connect.Request[EventsRequest],
 		since = n
 		switch {
 		case errors.Is(err, errSlow):
-		case errors.Is(err, errGone):
+		case errors.Is(err, errGone) && sess.ctx.Err() == nil:
 			return nil
 		case err != nil || r.Msg.Follow:
-			if err == nil {
+			if err == nil || errors.Is(err, errGone) {
 				err = context.Canceled
 			}
 			return h.fail(sess, err)

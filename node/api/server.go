@@ -144,17 +144,7 @@ func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	hs := &http.Server{
-		Handler:                      s.handler(sock.token, ctx),
-		ReadHeaderTimeout:            headerTimeout,
-		IdleTimeout:                  restTimeout,
-		MaxHeaderBytes:               maxHeader,
-		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		Protocols:                    new(http.Protocols),
-	}
-	hs.Protocols.SetHTTP1(true)
-
+	hs := s.httpServer(sock.token, ctx)
 	failed := make(chan error, 2) // one each from the two goroutines below
 	s.turn <- struct{}{}
 	s.tell(StateStarting)
@@ -203,6 +193,21 @@ func (s *Server) Run(ctx context.Context) error {
 
 // Stop makes Run return, as when its context ends.
 func (s *Server) Stop() { s.once.Do(func() { close(s.stop) }) }
+
+// httpServer returns the server of the socket, not yet serving.
+func (s *Server) httpServer(token string, run context.Context) *http.Server {
+	hs := &http.Server{
+		Handler:                      s.handler(token, run),
+		ReadHeaderTimeout:            headerTimeout,
+		IdleTimeout:                  restTimeout,
+		MaxHeaderBytes:               maxHeader,
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		Protocols:                    new(http.Protocols),
+	}
+	hs.Protocols.SetHTTP1(true)
+	return hs
+}
 
 // handler builds the chain: guard, then Connect without compression.
 func (s *Server) handler(token string, run context.Context) http.Handler {
