@@ -17,10 +17,14 @@ import (
 const (
 	memTableSize   = 12 << 20  // bytes; twice that in the log of each table. One commit may be 15 % of it: see MaxUpdate
 	blockCacheSize = 2 << 20   // bytes; zero panics with encryption
-	indexCacheSize = 1 << 20   // bytes; zero keeps every index in memory
+	indexCacheSize = 8 << 20   // bytes, taken as needed; an index that does not fit is decrypted for every block read. Zero panics with encryption
 	logFileSize    = 16 << 20  // bytes of a value log file
 	valueThreshold = 512 << 10 // bytes; values from this size on go to the value log
 )
+
+// resident is the size of tables from which on badger is opened again after
+// they were verified: about 30 ms against their size in memory.
+const resident = 8 << 20 // bytes
 
 // reserve is the space below which commits are refused. Badger writes through
 // memory maps, where a full disk is not an error but a SIGBUS that no program
@@ -96,7 +100,30 @@ func tryBadger(opt badger.Options) (db *badger.DB, err error) {
 	if err := verify(db); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the database: %w", err), db.Close())
 	}
+	if tablesSize(opt.Dir) <= resident {
+		return db, nil
+	}
+	// What was read stays mapped, and counts as this process's memory.
+	if err := db.Close(); err != nil {
+		return nil, diskError("closing the database", err)
+	}
+	if db, err = badger.Open(opt); err != nil {
+		return nil, diskError("opening the database", err)
+	}
 	return db, nil
+}
+
+func tablesSize(dir string) (size int64) {
+	names, err := filepath.Glob(filepath.Join(dir, "*.sst"))
+	if err != nil {
+		panic("store: internal error: a constant pattern")
+	}
+	for _, name := range names {
+		if info, err := os.Stat(name); err == nil {
+			size += info.Size()
+		}
+	}
+	return size
 }
 
 func verify(db *badger.DB) (err error) {

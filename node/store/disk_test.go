@@ -228,6 +228,7 @@ func readDamaged(dir string) error {
 // database and of one that crashed. Each is opened in a process of its own: some
 // of badger's parsers end the process on bad bytes, which is an answer too.
 func TestDamagedFilesNeverGiveWrongData(t *testing.T) {
+	t.Parallel()
 	m := diskMedium{t.TempDir()}
 	db := mustOpen(t, m)
 	for i := range damagedRows { // in order, one commit each: a cut log loses the last ones
@@ -474,6 +475,7 @@ func TestKill(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("needs SIGKILL")
 	}
+	t.Parallel()
 	rounds := 30
 	if *long {
 		rounds = 1000

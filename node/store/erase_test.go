@@ -200,6 +200,7 @@ func TestRotationSurvivesACrashAtEveryStep(t *testing.T) {
 	})
 	// On disk the steps of replacing a file; those of a commit are badger's.
 	t.Run("engine=badger", func(t *testing.T) {
+		t.Parallel()
 		for n := 0; ; n++ {
 			m := diskMedium{t.TempDir()}
 			db := mustOpen(t, m)
@@ -250,6 +251,7 @@ func TestRollback(t *testing.T) {
 		{name: "database old and counter lost", old: []string{nameRows}, missing: []string{fileCount}, noticed: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			m := diskMedium{t.TempDir()}
 			old := t.TempDir()
 			db := mustOpen(t, m)
