@@ -3,15 +3,15 @@ package store
 import "io"
 
 // An engine is an ordered map of sealed values. There are two: badger on disk
-// and a tree in memory; conformance_test.go holds what both promise.
+// and a tree in memory; store_test.go holds what both promise.
 type engine interface {
 	// snapshot returns the state after the newest commit that returned. It is
 	// safe for concurrent use; discard it.
 	snapshot() (snapshot, error)
 	// commit applies ops whole or not at all and returns once they are durable.
-	// It is called from one goroutine at a time. After an error that is not
-	// errRefused it is unknown whether they were applied, and the engine takes
-	// no more.
+	// It is called from one goroutine at a time. ErrFull, ErrReadOnly and
+	// ErrClosed mean that nothing happened; after any other error that is
+	// unknown, and it is not called again.
 	commit(ops []op) error
 	// collect gives space back to the disk; done once there is nothing to gain.
 	collect() (done bool, err error)

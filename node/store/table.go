@@ -66,7 +66,7 @@ func (t Table[T, P]) Has(tx *Tx, k RowKey) (bool, error) { return tx.has(t.t.ful
 // Put sets the row; the caller keeps it. The error is [ErrTooBig], or the
 // disk's.
 func (t Table[T, P]) Put(tx *Tx, k RowKey, row P) error {
-	raw, err := proto.MarshalOptions{}.MarshalAppend([]byte{}, row)
+	raw, err := proto.MarshalOptions{}.MarshalAppend([]byte{}, row) // not nil, which deletes
 	if err != nil {
 		return fmt.Errorf("store: writing a row of %s: %w", t.t.name, err)
 	}
@@ -121,7 +121,8 @@ func (t Table[T, P]) scan(tx *Tx, prefix, from RowKey, backward bool) iter.Seq2[
 
 func (t Table[T, P]) parse(raw []byte) (P, error) {
 	row := P(new(T))
-	if err := (proto.UnmarshalOptions{DiscardUnknown: false}).Unmarshal(raw, row); err != nil {
+	// Unknown fields are kept: a newer program may have written them.
+	if err := proto.Unmarshal(raw, row); err != nil {
 		return nil, fmt.Errorf("reading a row of %s: %w", t.t.name, errors.Join(ErrDamaged, err))
 	}
 	return row, nil

@@ -164,7 +164,7 @@ func (tx *Tx) Try(fn func(*Tx) error) error {
 
 // OnCommit has fn run once the transaction is durable, before [DB.Update]
 // returns: in the order of the calls, on the writer's goroutine. It must not
-// block, nor call the database. In a View it is not called.
+// block, call the database or panic. In a View it is not called.
 func (tx *Tx) OnCommit(fn func()) {
 	tx.check()
 	tx.hooks = append(tx.hooks, fn)
