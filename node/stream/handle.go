@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"sync"
 	"time"
 
@@ -77,10 +78,10 @@ const (
 var errRemoved = errors.New("stream: the handler is being removed")
 
 // Handle answers streams of protocol id on h with fn, one call a stream, each
-// on a goroutine of its own. When fn returns nil the stream is closed, so that
-// what it wrote arrives; after any error it is reset as by [Conn.Refuse], so
-// that a peer cannot tell one reason from another. fn's context ends when the
-// handler is removed.
+// on a goroutine of its own. When fn returns nil or io.EOF, the end of a peer's
+// requests, the stream is closed, so that what it wrote arrives; after any other
+// error it is reset as by [Conn.Refuse], so that a peer cannot tell one reason
+// from another. fn's context ends when the handler is removed.
 //
 // The returned function removes the handler: it lets no stream in, interrupts
 // those that wait for a request, lets those that have one answer it, and
@@ -164,10 +165,10 @@ func (v *server) serve(ctx context.Context, s network.Stream, id protocol.ID, fn
 	c.mu.Unlock()
 	switch {
 	case reset:
-	case err != nil:
-		c.Refuse()
-	default:
+	case err == nil || err == io.EOF:
 		_ = s.Close()
+	default:
+		c.Refuse()
 	}
 }
 
