@@ -220,7 +220,14 @@ func readDamaged(dir string) error {
 	if missing > 0 && !db.RolledBack() {
 		return fmt.Errorf("%d rows are missing and nobody noticed", missing)
 	}
-	fmt.Println("missing", missing, "damaged", damaged, "rolled back", db.RolledBack())
+	switch {
+	case damaged > 0:
+		fmt.Println("rows damaged:", damaged)
+	case db.RolledBack():
+		fmt.Println("noticed as a rollback:", missing)
+	default:
+		fmt.Println("nothing lost:")
+	}
 	return nil
 }
 
