@@ -9,6 +9,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
 
 	"starling/dht/record"
 	"starling/node/store"
@@ -166,7 +167,16 @@ func (n *Node) dial(ctx context.Context, e identity.Endpoint) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
-	return n.host.Connect(ctx, info) == nil
+	// Whoever moved comes to us, while a dial to where they were takes its time
+	// to fail.
+	came := &network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) {
+		if c.RemotePeer() == info.ID {
+			cancel()
+		}
+	}}
+	n.host.Network().Notify(came)
+	defer n.host.Network().StopNotify(came)
+	return n.host.Connect(ctx, info) == nil || n.up(info.ID)
 }
 
 func versionOf(c *store.Contact) record.Version {
@@ -301,6 +311,27 @@ func (n *Node) sighted(p peer.ID) {
 		return
 	}
 	n.outbox.Kick(a)
+}
+
+// dropDead closes the older QUIC connections of a contact who came back from
+// another port. Its earlier process is gone without a word, and until QUIC's
+// own idle time of half a minute everything sent there would be lost. (From the
+// same port the new process answers with a stateless reset.)
+func (n *Node) dropDead(fresh network.Conn) {
+	p := fresh.RemotePeer()
+	if _, contact := n.routes.account(p); !contact || !isQUIC(fresh) {
+		return
+	}
+	for _, c := range n.host.Network().ConnsToPeer(p) {
+		if isQUIC(c) && c.Stat().Opened.Before(fresh.Stat().Opened) && !c.RemoteMultiaddr().Equal(fresh.RemoteMultiaddr()) {
+			c.Close() //nolint:errcheck // it is dead
+		}
+	}
+}
+
+func isQUIC(c network.Conn) bool {
+	_, err := c.RemoteMultiaddr().ValueForProtocol(multiaddr.P_QUIC_V1)
+	return err == nil && !c.Stat().Limited
 }
 
 // neighbours are peers that mDNS found, newest first.

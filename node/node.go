@@ -293,6 +293,7 @@ func (n *Node) watchNetwork(ctx context.Context) error {
 			}
 			switch e := e.(type) {
 			case event.EvtPeerIdentificationCompleted:
+				n.dropDead(e.Conn)
 				n.sighted(e.Peer)
 			case event.EvtLocalReachabilityChanged:
 				n.reachability.Store(int32(e.Reachability))
