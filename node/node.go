@@ -212,6 +212,9 @@ func (n *Node) afterRollback() error {
 		if err != nil {
 			return err
 		}
+		if err := tx.Recovered(); err != nil {
+			return err
+		}
 		return n.record(tx, &store.Event{Type: "node", State: "rolled_back", Text: "the profile came back from an older copy; sessions are renewed"}, nil)
 	})
 }
