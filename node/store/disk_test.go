@@ -529,7 +529,10 @@ func TestKill(t *testing.T) {
 		if round%5 != 4 && round != rounds-1 {
 			continue // the next process finds it as it is
 		}
-		db := mustOpen(t, diskMedium{dir})
+		db, err := diskMedium{dir}.open(testConfig())
+		if err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
 		if db.RolledBack() {
 			t.Fatalf("round %d: taken for a rollback", round)
 		}
