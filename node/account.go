@@ -24,6 +24,12 @@ func (n *Node) loadSelf() error {
 	err := n.store.Update(func(tx *store.Tx) error {
 		var err error
 		row, err = store.Selves.Get(tx, store.SelfKey())
+		if errors.Is(err, store.ErrNotFound) && n.rolledBack {
+			return &Error{
+				Kind: KindInternal, Msg: "the account is missing from the store, which is damaged or an old copy",
+				Hint: "put the newest copy of the profile folder back; a new account would be somebody else to your contacts",
+			}
+		}
 		if errors.Is(err, store.ErrNotFound) {
 			row, err = newSelf(n.cfg.Rand, n.cfg.Name, time.Now())
 			if err == nil {
