@@ -150,7 +150,7 @@ func (s *stage) actFirst(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if len(got) == 0 || got[len(got)-1].Text != text || got[len(got)-1].From != s.bo.account {
-		return "", errors.New("Ada's history does not end in Bo's message")
+		return "", errors.New("the end of Ada's history is not Bo's message")
 	}
 	return fmt.Sprintf("X25519 and ML-KEM-1024 agreed on a key; committed at Ada's and acknowledged in %d ms", took.Milliseconds()), nil
 }
@@ -195,7 +195,7 @@ func (s *stage) actCrash(ctx context.Context) (string, error) {
 		}
 	}
 	if last.State != "queued" {
-		return "", fmt.Errorf("Ada's message to a dead node is %s", last.State)
+		return "", fmt.Errorf("a message of Ada's to a dead node is %s", last.State)
 	}
 	s.says(s.ada, "goes on writing: %s", s.out.paint(dim, "… queued"))
 	if err := s.start(ctx, s.bo, s.address(ctx, s.cy)...); err != nil {
@@ -287,7 +287,7 @@ func (s *stage) unheard(ctx context.Context, who *actor, text string) error {
 		}
 		for _, c := range r.Contacts {
 			if who == s.cy {
-				return fmt.Errorf("Cy knows of %s", c.Name)
+				return fmt.Errorf("%s is known to Cy", c.Name)
 			}
 			ms, err := readHistory(ctx, who.api, c.Account, 1000)
 			if err != nil {

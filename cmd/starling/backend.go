@@ -164,7 +164,7 @@ func (p profile) nodeConfig(s settings, o upOptions, log *slog.Logger) (node.Con
 	}
 	cfg.NoPortMap = cfg.Local
 	// The values of dht.Mode: programs configure the node, not its parts.
-	switch mode := orElse(string(o.dht), string(s.DHT)); mode {
+	switch mode := orElse(o.dht.text, s.DHT.text); mode {
 	case "server":
 		cfg.DHT = 1
 	case "client":

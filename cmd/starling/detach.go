@@ -126,8 +126,8 @@ func (o upOptions) args() []string {
 			args = append(args, l.flag, v)
 		}
 	}
-	if o.dht != "" {
-		args = append(args, "--dht", string(o.dht))
+	if o.dht.text != "" {
+		args = append(args, "--dht", o.dht.text)
 	}
 	if o.noMDNS {
 		args = append(args, "--no-mdns")

@@ -31,6 +31,13 @@ with --since that number, misses nothing and sees nothing twice.`,
   done`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			from, err := strconv.ParseUint(since, 10, 64)
+			if err != nil && since != "now" {
+				return usage("--since is the number of an event, or now, not %q", since)
+			}
+			if idle < 0 {
+				return usage("--until-idle must not be negative")
+			}
 			ctx := cmd.Context()
 			d, st, err := a.connectAny(ctx)
 			if err != nil {
@@ -39,14 +46,8 @@ with --since that number, misses nothing and sees nothing twice.`,
 			if st.State == api.StateLocked {
 				return a.locked()
 			}
-			from := st.Journal
-			if since != "now" {
-				if from, err = strconv.ParseUint(since, 10, 64); err != nil {
-					return usage("--since is the number of an event, or now, not %q", since)
-				}
-			}
-			if idle < 0 {
-				return usage("--until-idle must not be negative")
+			if since == "now" {
+				from = st.Journal
 			}
 			return a.follow(ctx, d, from, idle, func(e *api.Event) {
 				if a.json {

@@ -32,6 +32,9 @@ to be opened:
   --no-passphrase         with a key in a file beside the store: who can read your files can read it`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.passphraseFile != "" && o.keyring || o.keyring && o.noPassphrase || o.noPassphrase && o.passphraseFile != "" {
+				return usage("--passphrase-file, --keyring and --no-passphrase: choose one")
+			}
 			p, err := a.profile()
 			if err != nil {
 				return err
@@ -55,7 +58,6 @@ to be opened:
 	f.StringVar(&o.passphraseFile, "passphrase-file", "", passphraseFileHelp)
 	f.BoolVar(&o.keyring, "keyring", false, "keep the key in the keyring of this system")
 	f.BoolVar(&o.noPassphrase, "no-passphrase", false, "keep the key in a file that is not protected")
-	c.MarkFlagsMutuallyExclusive("passphrase-file", "keyring", "no-passphrase")
 	return c
 }
 
@@ -88,7 +90,10 @@ func (a *app) initProfile(ctx context.Context, p profile, o initOptions) (create
 	if _, err := p.readSettings(); err != nil {
 		return created{}, err
 	}
-	c := created{name: o.name}
+	c := created{name: strings.TrimSpace(o.name)}
+	if c.name == "" && o.name != "" {
+		return created{}, usage("the name is empty")
+	}
 	asked := o.passphraseFile == "" && !o.keyring && !o.noPassphrase
 	if asked && !a.interactive() {
 		return created{}, usage("there is no terminal to ask for a passphrase; nothing was written").try("%s", threeWays(p, "init"))

@@ -51,8 +51,7 @@ The link alone goes to standard output, so that LINK=$(starling invite) works.`
 
 // explainInvite says beside the link what it is good for.
 func (a *app) explainInvite(i *api.Invite, now time.Time) {
-	use := "once, " + ago(when(i.Expires), now)
-	use = fmt.Sprintf("works once; expires %s (%s)", ago(when(i.Expires), now), when(i.Expires).Local().Format("Monday 2 January, 15:04"))
+	use := fmt.Sprintf("works once; expires %s (%s)", ago(when(i.Expires), now), when(i.Expires).Local().Format("Monday 2 January, 15:04"))
 	then := "Give it to one person you trust: it makes its bearer your contact at once."
 	if i.Public {
 		use = "works for anyone, until you revoke it"

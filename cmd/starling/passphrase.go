@@ -190,11 +190,20 @@ func (a *app) passphraseCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			old, err := a.passphraseFrom(cmd.Context(), oldFile, "Old passphrase: ")
+			p, err := a.profile()
 			if err != nil {
 				return err
 			}
-			var fresh []byte
+			need, err := p.needsPassphrase()
+			if err != nil {
+				return err
+			}
+			var old, fresh []byte
+			if need {
+				if old, err = a.passphraseFrom(cmd.Context(), oldFile, "Old passphrase: "); err != nil {
+					return err
+				}
+			}
 			if newFile != "" {
 				if fresh, err = a.filePassphrase(newFile); err == nil {
 					err = checkPassphrase(fresh)

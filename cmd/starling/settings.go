@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -23,22 +24,25 @@ type settings struct {
 	MDNS         *bool           `toml:"mdns"`          // find nodes on the local network; default true
 	Local        bool            `toml:"local"`         // a network without public addresses
 	ReadReceipts bool            `toml:"read_receipts"` // tell contacts what was read
-	LogLevel     slog.Level      `toml:"log_level"`     // debug, info, warn or error
+	LogLevel     logLevel        `toml:"log_level"`     // debug, info, warn or error
 }
 
 const knownKeys = "listen, announce, bootstrap, dht, mdns, local, read_receipts, log_level"
 
+// The types of values that are checked as they are read, so that a problem has
+// a line and a column. They are structs because the decoder asks no string.
 type (
-	listenAddr    string
-	bootstrapAddr string
-	dhtMode       string
+	listenAddr    struct{ text string }
+	bootstrapAddr struct{ text string }
+	dhtMode       struct{ text string }
+	logLevel      struct{ level slog.Level }
 )
 
 func (l *listenAddr) UnmarshalText(b []byte) error {
 	if _, err := multiaddr.NewMultiaddr(string(b)); err != nil {
 		return errors.New("not a multiaddr, such as /ip4/0.0.0.0/udp/4001/quic-v1")
 	}
-	*l = listenAddr(b)
+	l.text = string(b)
 	return nil
 }
 
@@ -46,30 +50,39 @@ func (l *bootstrapAddr) UnmarshalText(b []byte) error {
 	if _, err := peer.AddrInfoFromString(string(b)); err != nil {
 		return errors.New("not a multiaddr that ends in /p2p/PEER")
 	}
-	*l = bootstrapAddr(b)
+	l.text = string(b)
 	return nil
 }
 
 func (m *dhtMode) UnmarshalText(b []byte) error {
 	switch s := string(b); s {
 	case "auto", "server", "client":
-		*m = dhtMode(s)
+		m.text = s
 		return nil
 	}
 	return errors.New("must be auto, server or client")
 }
 
-// The methods of pflag.Value, so that a flag is checked as the file is.
-func (m *dhtMode) Set(s string) error {
-	return m.UnmarshalText([]byte(s))
+func (l *logLevel) UnmarshalText(b []byte) error {
+	switch string(b) {
+	case "debug", "info", "warn", "error":
+		return l.level.UnmarshalText(b)
+	}
+	return errors.New("must be debug, info, warn or error")
 }
-func (m *dhtMode) String() string { return string(*m) }
-func (m *dhtMode) Type() string   { return "mode" }
+
+func (l listenAddr) String() string    { return l.text }
+func (l bootstrapAddr) String() string { return l.text }
+
+// The methods of pflag.Value, so that a flag is checked as the file is.
+func (m *dhtMode) Set(s string) error { return m.UnmarshalText([]byte(s)) }
+func (m *dhtMode) String() string     { return m.text }
+func (m *dhtMode) Type() string       { return "mode" }
 
 // readSettings reads the file of the profile; a profile without one has the
 // defaults. Every problem is told with its line and column.
 func (p profile) readSettings() (settings, error) {
-	s := settings{DHT: "auto"}
+	s := settings{DHT: dhtMode{"auto"}}
 	b, err := os.ReadFile(p.config)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
@@ -87,10 +100,10 @@ func (p profile) readSettings() (settings, error) {
 		return s, usage("%s", strings.Join(problems, "\n")).try("Known keys: %s.", knownKeys)
 	}
 	if e, ok := errors.AsType[*toml.DecodeError](err); ok {
-		return s, usage("%s%s", p.at(e), strings.TrimPrefix(e.Error(), "toml: "))
+		return s, usage("%s%s", p.at(e), plainProblem(e.Error()))
 	}
 	if err != nil {
-		return s, usage("%s: %s", p.config, strings.TrimPrefix(err.Error(), "toml: "))
+		return s, usage("%s: %s", p.config, plainProblem(err.Error()))
 	}
 	return s, nil
 }
@@ -100,14 +113,26 @@ func (p profile) at(e *toml.DecodeError) string {
 	return fmt.Sprintf("%s:%d:%d: ", p.config, line, column)
 }
 
+// wrongType matches how the decoder tells of a value of the wrong type.
+var wrongType = regexp.MustCompile(`^cannot decode TOML (\S+) into struct field \S+ of type \S+$`)
+
+// plainProblem takes the names of our own code out of an error of the decoder.
+func plainProblem(msg string) string {
+	msg = strings.TrimPrefix(msg, "toml: ")
+	if m := wrongType.FindStringSubmatch(msg); m != nil {
+		return fmt.Sprintf("a %s is not what belongs here", m[1])
+	}
+	return msg
+}
+
 // addresses returns a list from the flags, or else from the file.
-func addresses[T ~string](flags []string, file []T) []string {
+func addresses[T fmt.Stringer](flags []string, file []T) []string {
 	if len(flags) > 0 {
 		return flags
 	}
 	out := make([]string, len(file))
 	for i, f := range file {
-		out[i] = string(f)
+		out[i] = f.String()
 	}
 	return out
 }

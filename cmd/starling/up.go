@@ -52,7 +52,6 @@ named "passphrase".`,
 	f.BoolVar(&o.local, "local", false, "the network has no public addresses: a LAN without internet, or one machine")
 	f.BoolVar(&o.untilStdinCloses, "until-stdin-closes", false, "stop when standard input ends, as a child of another program")
 	f.MarkHidden("until-stdin-closes")
-	c.MarkFlagsMutuallyExclusive("detach", "until-stdin-closes")
 	return c
 }
 
@@ -226,7 +225,7 @@ func (a *app) ready(p profile) func(state, account string) {
 // logger makes the daemon's log: on standard error, and to a person only what
 // a person should look at.
 func (a *app) logger(s settings) *slog.Logger {
-	level := s.LogLevel
+	level := s.LogLevel.level
 	if a.err.terminal && !a.verbose && level < slog.LevelWarn {
 		level = slog.LevelWarn
 	}
