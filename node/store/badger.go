@@ -38,6 +38,7 @@ type badgerEngine struct {
 	db    *badger.DB
 	dir   string
 	space func(dir string) (free uint64, err error)
+	busy  busyKeys
 }
 
 // openBadger opens the database in dir, which the caller has locked.
@@ -73,6 +74,7 @@ func openBadger(dir string, key []byte, log *slog.Logger) (*badgerEngine, error)
 			return nil, err
 		}
 		if e.db, err = tryBadger(opt); err == nil {
+			e.busy.load(e.db)
 			return e, nil
 		}
 		if !strings.Contains(err.Error(), "Create a new file") {
@@ -187,14 +189,15 @@ func (e *badgerEngine) commit(ops []op) error {
 			return diskError("writing", err)
 		}
 	}
-	if err := txn.Commit(); err != nil {
+	if err := e.busy.commit(ops, txn.Commit); err != nil {
 		return fmt.Errorf("committing: %w", err)
 	}
 	return nil
 }
 
 func (e *badgerEngine) snapshot() (snapshot, error) {
-	return badgerSnapshot{e.db.NewTransaction(false)}, nil
+	txn, busy := e.busy.snapshot(e.db)
+	return badgerSnapshot{txn, busy}, nil
 }
 
 func (e *badgerEngine) collect() (bool, error) {
@@ -212,7 +215,10 @@ func (e *badgerEngine) close() error { return e.db.Close() }
 
 // A badgerSnapshot is a read-only transaction. Errors say nothing of keys,
 // which badger's own texts do.
-type badgerSnapshot struct{ txn *badger.Txn }
+type badgerSnapshot struct {
+	txn  *badger.Txn
+	busy *tree // keys of the busy tables, or nil
+}
 
 func (s badgerSnapshot) get(key string) ([]byte, error) {
 	item, err := s.txn.Get([]byte(key))
@@ -236,6 +242,9 @@ func unreadable(key string) error {
 }
 
 func (s badgerSnapshot) walk(prefix, from string, backward bool) cursor {
+	if s.busy != nil && tableOf(prefix).busy {
+		return &busyCursor{prefixCursor{c: s.busy.walk(from, backward), prefix: prefix}, s}
+	}
 	it := s.txn.NewIterator(badger.IteratorOptions{Reverse: backward, Prefix: []byte(prefix)})
 	it.Seek([]byte(from))
 	return badgerCursor{it}

@@ -26,6 +26,7 @@ type table struct {
 	name   string
 	size   int // of a key in bytes; -1: up to maxKey
 	secret bool
+	busy   bool // rows come and go or change often, and are scanned: see busy.go
 	// dies returns when a row dies in unix milliseconds, 0 for never; nil if no
 	// row does. Rows are swept at most every pause.
 	dies  func(raw []byte) (int64, error)

@@ -32,7 +32,7 @@ var (
 		pause: time.Hour, dies: dies(func(r *Handshake) int64 { return r.Dies }),
 	})
 	// Contacts holds people; the key is [ContactKey].
-	Contacts = newTable[Contact](table{id: 0x05, name: "contacts", size: 32})
+	Contacts = newTable[Contact](table{id: 0x05, name: "contacts", size: 32, busy: true})
 	// Names finds an account by local name, folded by the caller; the key is
 	// [NameKey].
 	Names = newTable[Blob](table{id: 0x06, name: "names", size: -1})
@@ -42,7 +42,7 @@ var (
 	// archived session dies after [protocol.ArchivedLife] with its skipped keys
 	// and its row in [SessionOwners].
 	Sessions = newTable[Session](table{
-		id: 0x08, name: "sessions", size: 96, secret: true,
+		id: 0x08, name: "sessions", size: 96, secret: true, busy: true,
 		pause: time.Hour, dies: dies(func(r *Session) int64 {
 			if r.Archived == 0 {
 				return 0
@@ -61,7 +61,7 @@ var (
 		pause: time.Hour, dies: dies(func(r *Skipped) int64 { return r.Dies }),
 	})
 	// Outbox holds contents on their way; the key is [OutboxKey].
-	Outbox = newTable[Outgoing](table{id: 0x0b, name: "outbox", size: 40})
+	Outbox = newTable[Outgoing](table{id: 0x0b, name: "outbox", size: 40, busy: true})
 	// Unacked finds an outbox row by envelope hash; the key is [UnackedKey].
 	Unacked = newTable[Unacknowledged](table{id: 0x0c, name: "unacknowledged", size: 32})
 	// History holds the lines of chats; the key is [HistoryKey].
