@@ -1418,7 +1418,7 @@ func (x *Seen) GetDies() int64 {
 // Received remembers the answer to an envelope by its hash.
 type Received struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ack           []byte                 `protobuf:"bytes,1,opt,name=ack,proto3" json:"ack,omitempty"` // empty: it was held
+	Ack           []byte                 `protobuf:"bytes,1,opt,name=ack,proto3" json:"ack,omitempty"` // given as long as the sender is accepted
 	Dies          int64                  `protobuf:"varint,2,opt,name=dies,proto3" json:"dies,omitempty"`
 	Account       []byte                 `protobuf:"bytes,3,opt,name=account,proto3" json:"account,omitempty"`
 	unknownFields protoimpl.UnknownFields
