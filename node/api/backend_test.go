@@ -23,6 +23,7 @@ type fakeBackend struct {
 	journal []node.Event
 	more    chan struct{} // closed and replaced when the journal grows
 	reads   int           // calls of Events
+	reading int           // of them under way
 	sent    []node.Message
 }
 
@@ -137,7 +138,13 @@ func (b *fakeBackend) Events(ctx context.Context, since uint64, follow bool, fn 
 	}
 	b.mu.Lock()
 	b.reads++
+	b.reading++
 	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		b.reading--
+		b.mu.Unlock()
+	}()
 	for {
 		b.mu.Lock()
 		next, more := b.journal[min(since, uint64(len(b.journal))):], b.more
@@ -186,6 +193,9 @@ type daemon struct {
 	backends []*fakeBackend
 	setup    func(*fakeBackend)
 }
+
+// The node itself is what the server serves.
+var _ Backend = (*node.Node)(nil)
 
 const rightPassphrase = "correct horse"
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -453,8 +455,8 @@ func TestSlowReadersCatchUpFromTheJournal(t *testing.T) {
 		b.append(10 * eventBuffer)
 		synctest.Wait()
 		b.mu.Lock()
-		if b.reads != 1 {
-			t.Errorf("%d reads of the journal for a reader that does not read", b.reads)
+		if b.reads != 1 || b.reading != 0 {
+			t.Errorf("a reader that does not read caused %d reads of the journal and holds %d", b.reads, b.reading)
 		}
 		b.mu.Unlock()
 		close(gate)
@@ -478,6 +480,85 @@ func TestSlowReadersCatchUpFromTheJournal(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// The deadline for a request's body must not end the call.
+func TestLongCallsOutliveTheBodyDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(Config{Home: "/", Version: "test", Open: newConfigOf(newBackend()), ChangePassphrase: newChange})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.open(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		l := newPipeListener()
+		hs := s.httpServer("", t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = hs.Serve(l)
+		}()
+		tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return l.dial(), nil }}
+		c := NewStarlingClient(&http.Client{Transport: tr}, "http://"+socketHost, connect.WithAcceptCompression("gzip", nil, nil))
+		for range 2 {
+			m, err := Call(t.Context(), c.WaitMessage, &WaitMessageRequest{Id: "m", State: "read", Timeout: time.Hour.Milliseconds()})
+			if err != nil || m.Id != "m" {
+				t.Errorf("got %v, %v", m, err)
+			}
+		}
+		tr.CloseIdleConnections()
+		_ = hs.Close()
+		<-done
+	})
+}
+
+func BenchmarkCall(b *testing.B) {
+	d := startBench(b)
+	c, err := Dial(b.Context(), d)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	req := &SendRequest{To: "bob", Text: strings.Repeat("x", 256), Id: make([]byte, 16)}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Call(b.Context(), c.Send, req); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// startBench runs a server on a profile whose folder it returns.
+func startBench(b *testing.B) string {
+	b.Helper()
+	home := b.TempDir()
+	running := make(chan struct{})
+	s, err := New(Config{
+		Home: home, Version: "test", Runtime: home, Open: newConfigOf(newBackend()), ChangePassphrase: newChange,
+		OnState: func(state string) {
+			if state == StateRunning {
+				close(running)
+			}
+		},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Run(context.Background()) }()
+	b.Cleanup(func() {
+		s.Stop()
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	})
+	select {
+	case <-running:
+	case err := <-done:
+		b.Fatal(err)
+	}
+	return home
 }
 
 func TestPanicsAreErrors(t *testing.T) {
