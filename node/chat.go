@@ -301,7 +301,7 @@ func (n *Node) WaitMessage(ctx context.Context, id, state string, timeout time.D
 	}
 	over := time.NewTimer(timeout)
 	defer over.Stop()
-	for {
+	for last := false; ; {
 		changed := n.changed.wait()
 		var m Message
 		err := n.store.View(func(tx *store.Tx) (err error) {
@@ -314,13 +314,13 @@ func (n *Node) WaitMessage(ctx context.Context, id, state string, timeout time.D
 		if err != nil {
 			return Message{}, err
 		}
-		if s := stateOfName(m.State); s >= want {
+		if s := stateOfName(m.State); s >= want || last {
 			return m, nil
 		}
 		select {
 		case <-changed:
 		case <-over.C:
-			return m, nil
+			last = true // what it waits for may have become known
 		case <-ctx.Done():
 			return Message{}, ctx.Err()
 		}
