@@ -24,7 +24,8 @@ import (
 type courier struct{ n *Node }
 
 // Prepare makes sure that there is a session to send on: it reaches the peer
-// and asks it for a one-time key (T1).
+// and asks it for a one-time key (T1), or if it has none takes the keys of the
+// day from its record (T3).
 func (k courier) Prepare(ctx context.Context, a identity.Account) error {
 	n := k.n
 	p, err := n.reachPeer(ctx, a)
@@ -32,10 +33,54 @@ func (k courier) Prepare(ctx context.Context, a identity.Account) error {
 		return err
 	}
 	answer, err := n.askPreKey(ctx, p, a)
-	if err != nil {
+	if err == nil {
+		return n.startSession(a, answer)
+	}
+	answers, recordErr := n.dayKeys(ctx, p, a)
+	if recordErr != nil {
 		return fmt.Errorf("asking for a one-time key: %w", err)
 	}
-	return n.startSession(a, answer)
+	for _, answer := range answers {
+		if err = n.startSession(a, answer); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// dayKeys reads the record that p has of an account: one answer for each
+// device, without one-time keys.
+func (n *Node) dayKeys(ctx context.Context, p peer.ID, a identity.Account) ([]*wire.PreKeyAnswer, error) {
+	var c *store.Contact
+	err := n.store.View(func(tx *store.Tx) (err error) {
+		c, err = store.Contacts.Get(tx, store.ContactKey(a))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	body, ok := n.fetch(ctx, p, c)
+	if !ok {
+		return nil, errNotFound
+	}
+	if err := n.found(a, body); err != nil {
+		return nil, err
+	}
+	var answers []*wire.PreKeyAnswer
+	for _, bundle := range body.Bundles {
+		answer := &wire.PreKeyAnswer{Manifest: new(wire.Signed), Day: new(wire.Signed)}
+		if err := wire.Parse(body.ManifestBytes, protocol.MaxManifest, answer.Manifest); err != nil {
+			return nil, err
+		}
+		if err := wire.Parse(bundle, protocol.MaxBundle, answer.Day); err != nil {
+			return nil, err
+		}
+		answers = append(answers, answer)
+	}
+	if len(answers) == 0 {
+		return nil, errNotFound
+	}
+	return answers, nil
 }
 
 // askPreKey asks the peer itself for a one-time key.
