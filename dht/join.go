@@ -54,6 +54,8 @@ func (d *DHT) Run(ctx context.Context) error {
 		dial:   d.dial,
 		kick:   d.rejoin,
 		joined: func() { wake(d.kick) },
+		missed: d.missed,
+		nudge:  func() { d.kad.Bootstrap(ctx) }, // looks at the connected peers anew, then for more
 		log:    d.log,
 		wanted: func() []peer.AddrInfo {
 			d.bootstrapMu.Lock()
@@ -69,6 +71,19 @@ func (d *DHT) Run(ctx context.Context) error {
 	loops.Go(func() { d.keep(ctx) })
 	loops.Wait()
 	return nil
+}
+
+// missed reports whether a connected DHT server is not in the routing table. One
+// failed request, or a check that failed while the connection was new, throws a
+// peer out, and kad-dht would look at it again after two minutes.
+func (d *DHT) missed() bool {
+	for _, p := range d.host.Network().Peers() {
+		if s, err := d.host.Peerstore().FirstSupportedProtocol(p, d.kadID); err == nil && s != "" &&
+			acceptable(p) && d.kad.RoutingTable().Find(p) == "" {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *DHT) dial(ctx context.Context, p peer.AddrInfo) error {
@@ -150,14 +165,15 @@ type joiner struct {
 	size   func() int             // of the routing table
 	wanted func() []peer.AddrInfo // to dial, unless connected
 	dial   func(context.Context, peer.AddrInfo) error
-	joined func() // called when the table is no longer empty
+	missed func() bool // a connected peer belongs in the table and is not there
+	nudge  func()      // does something about it
+	joined func()      // called when the table is no longer empty
 	kick   <-chan struct{}
 	log    *slog.Logger
 }
 
 func (j *joiner) run(ctx context.Context) {
-	rounds := 0        // of dials since the table was full, or we were kicked
-	var next time.Time // when to dial again
+	var dials, nudges attempts
 	lonely := true
 	for ctx.Err() == nil {
 		size := j.size()
@@ -169,25 +185,46 @@ func (j *joiner) run(ctx context.Context) {
 		if lonely {
 			look = lookLonely
 		}
-		if size >= enoughPeers {
-			rounds, next = 0, time.Time{}
-		} else if wanted := j.wanted(); len(wanted) > 0 {
-			if !time.Now().Before(next) {
+		if wanted := j.wanted(); size < enoughPeers && len(wanted) > 0 {
+			if dials.due() {
 				j.dialAll(ctx, wanted)
-				rounds++
-				next = time.Now().Add(backoff(redialFirst, redialLast, rounds))
+				dials.made()
 			}
-			look = min(look, max(0, time.Until(next)))
+			look = min(look, dials.wait())
+		} else {
+			dials = attempts{}
+		}
+		if size < enoughPeers && j.missed() {
+			if nudges.due() {
+				j.nudge()
+				nudges.made()
+			}
+			look = min(look, nudges.wait())
+		} else {
+			nudges = attempts{}
 		}
 		t := time.NewTimer(look)
 		select {
 		case <-ctx.Done():
 		case <-j.kick:
-			rounds, next = 0, time.Time{}
+			dials, nudges = attempts{}, attempts{}
 		case <-t.C:
 		}
 		t.Stop()
 	}
+}
+
+// attempts counts what was tried in vain, and says when to try again.
+type attempts struct {
+	n    int
+	next time.Time
+}
+
+func (a *attempts) due() bool           { return !time.Now().Before(a.next) }
+func (a *attempts) wait() time.Duration { return max(0, time.Until(a.next)) }
+func (a *attempts) made() {
+	a.n++
+	a.next = time.Now().Add(backoff(redialFirst, redialLast, a.n))
 }
 
 // dialAll dials the peers, some at once, and waits for all.

@@ -272,7 +272,7 @@ func (s *store) Close() error { return nil }
 // farthest is a heap of records, the farthest first.
 type farthest []*entry
 
-func (f farthest) Len() int { return len(f) }
+func (f farthest) Len() int           { return len(f) }
 func (f farthest) Less(i, j int) bool { return bytes.Compare(f[i].distance[:], f[j].distance[:]) > 0 }
 
 func (f farthest) Swap(i, j int) {

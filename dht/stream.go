@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -139,21 +140,23 @@ func parseRequest(b []byte) ([][record.KeySize]byte, error) {
 // have returns the records under keys that are our own or held for others, at
 // most one for each key.
 func (d *DHT) have(keys [][record.KeySize]byte) [][]byte {
-	found := make(map[[record.KeySize]byte][]byte)
+	own := make(map[[record.KeySize]byte][]byte)
 	if d.cfg.Own != nil {
 		for _, rec := range d.cfg.Own() {
-			found[record.KeyOf(rec)] = rec
+			own[record.KeyOf(rec)] = rec
 		}
 	}
 	var recs [][]byte
-	for _, k := range keys {
-		rec, ok := found[k]
+	for i, k := range keys {
+		if slices.Contains(keys[:i], k) {
+			continue // asked for twice, given once
+		}
+		rec, ok := own[k]
 		if !ok {
 			rec, ok = d.store.get(k)
 		}
 		if ok {
 			recs = append(recs, rec)
-			found[k] = nil // asked for twice, given once
 		}
 	}
 	return recs
