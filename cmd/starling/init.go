@@ -39,7 +39,7 @@ to be opened:
 			if err != nil {
 				return err
 			}
-			account, err := a.initProfile(cmd.Context(), p, o)
+			account, _, err := a.initProfile(cmd.Context(), p, o)
 			if err != nil {
 				return err
 			}
@@ -77,26 +77,26 @@ var keyWords = map[string]string{
 // created says what init made.
 type created struct{ id, name, key string }
 
-// initProfile makes a profile, whole or not at all. Before it writes anything
-// it has everything it needs.
-func (a *app) initProfile(ctx context.Context, p profile, o initOptions) (created, error) {
+// initProfile makes a profile, whole or not at all, and returns the passphrase
+// that it was given. Before it writes anything it has everything it needs.
+func (a *app) initProfile(ctx context.Context, p profile, o initOptions) (c created, pass []byte, err error) {
 	switch ok, err := p.exists(); {
 	case err != nil:
-		return created{}, err
+		return c, nil, err
 	case ok:
-		return created{}, fail(exitError, "there is a profile in %s already; nothing was changed", p.dir).
+		return c, nil, fail(exitError, "there is a profile in %s already; nothing was changed", p.dir).
 			try("Start it with: %s\nFor another one choose another folder with --home DIR.", p.command("up --detach"))
 	}
 	if _, err := p.readSettings(); err != nil {
-		return created{}, err
+		return c, nil, err
 	}
-	c := created{name: strings.TrimSpace(o.name)}
+	c.name = strings.TrimSpace(o.name)
 	if c.name == "" && o.name != "" {
-		return created{}, usage("the name is empty")
+		return c, nil, usage("the name is empty")
 	}
 	asked := o.passphraseFile == "" && !o.keyring && !o.noPassphrase
 	if asked && !a.interactive() {
-		return created{}, usage("there is no terminal to ask for a passphrase; nothing was written").try("%s", threeWays(p, "init"))
+		return c, nil, usage("there is no terminal to ask for a passphrase; nothing was written").try("%s", threeWays(p, "init"))
 	}
 	if asked {
 		fmt.Fprintf(a.err, "A new profile in %s.\n\n", p.dir)
@@ -104,14 +104,11 @@ func (a *app) initProfile(ctx context.Context, p profile, o initOptions) (create
 	if c.name == "" {
 		c.name = loginName()
 		if asked {
-			var err error
 			if c.name, err = a.askLine(ctx, "Your name, as new contacts see it", c.name); err != nil {
-				return created{}, err
+				return c, nil, err
 			}
 		}
 	}
-	var pass []byte
-	var err error
 	switch {
 	case o.keyring:
 		c.key = keyKeyring
@@ -129,10 +126,10 @@ func (a *app) initProfile(ctx context.Context, p profile, o initOptions) (create
 		fmt.Fprintln(a.err)
 	}
 	if err != nil {
-		return created{}, err
+		return c, nil, err
 	}
 	c.id, err = p.create(ctx, c.name, c.key, pass)
-	return c, err
+	return c, pass, err
 }
 
 // threeWays names the ways to make a profile without a terminal.

@@ -204,8 +204,8 @@ func must(t *testing.T, home string, args ...string) string {
 	return out.String()
 }
 
-// up starts a daemon on loopback that ends with the test.
-func up(t *testing.T, home, name string) {
+// newDaemon makes a profile and runs its daemon on loopback until the test ends.
+func newDaemon(t *testing.T, home, name string) {
 	t.Helper()
 	must(t, home, "init", "--no-passphrase", "--name", name)
 	must(t, home, "up", "--detach", "--local", "--no-mdns", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1")

@@ -68,20 +68,22 @@ func (a *app) up(ctx context.Context, o upOptions) error {
 	if err != nil {
 		return err
 	}
+	var pass []byte
 	if !exists {
 		if !a.interactive() {
 			return usage("there is no profile in %s, and no terminal to ask at; nothing was written", p.dir).try("%s", threeWays(p, "up"))
 		}
-		if _, err := a.initProfile(ctx, p, initOptions{}); err != nil {
+		if _, pass, err = a.initProfile(ctx, p, initOptions{}); err != nil {
 			return err
 		}
 	}
 	if _, st, err := a.ask(ctx, p); err == nil {
 		return fail(exitError, "starling is running already (process %d)", st.Pid).try("Stop it first: %s", p.command("stop"))
 	}
-	pass, err := a.startPassphrase(ctx, p, o)
-	if err != nil {
-		return err
+	if pass == nil {
+		if pass, err = a.startPassphrase(ctx, p, o); err != nil {
+			return err
+		}
 	}
 	if o.detach {
 		return a.detach(ctx, p, o, pass)
