@@ -149,6 +149,8 @@ type Config struct {
 
 	// Log takes what happens. Default nil: discard.
 	Log *slog.Logger
+
+	unlimited bool // tests only: what one peer may ask of us
 }
 
 // A Record is a record and the key it is published under.
@@ -185,8 +187,8 @@ type DHT struct {
 	mu       sync.Mutex // guards closed, and wg against Add after Wait
 	closed   bool
 	wg       sync.WaitGroup // operations and handlers under way
-	closing  sync.Once
-	closeErr error
+	ended    chan struct{}  // closed by the first Close when all has ended; not a sync.Once, whose lock a second Close would wait for
+	closeErr error          // written before ended is closed
 }
 
 // New makes the node's DHT on cfg.Host. The routing table listens to the host's
@@ -229,6 +231,11 @@ func New(cfg Config) (*DHT, error) {
 		kick:      make(chan struct{}, 1),
 		rejoin:    make(chan struct{}, 1),
 		bootstrap: slices.Clone(cfg.Bootstrap),
+		ended:     make(chan struct{}),
+	}
+	if cfg.unlimited {
+		all := limit{rate: 1e12, burst: 1e12}
+		d.puts, d.requests, d.records = newGate(all, all), newGate(all, all), newGate(all, all)
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.sender = &sender{host: d.host, kad: []libp2p.ID{d.kadID}}
@@ -367,21 +374,25 @@ func (d *DHT) begin(ctx context.Context) (_ context.Context, end func(), err err
 // off the host, which stays open. It is idempotent. Calls after it return
 // [ErrClosed].
 func (d *DHT) Close() error {
-	d.closing.Do(func() {
-		d.mu.Lock()
-		d.closed = true
-		d.mu.Unlock()
-		d.cancel()
-		d.host.RemoveStreamHandler(protocol.StreamRecord)
-		d.host.RemoveStreamHandler(d.kadID)
-		if err := d.kad.Close(); err != nil {
-			d.closeErr = fmt.Errorf("dht: stopping Kademlia: %w", err)
-		}
-		// A change of reachability may have put the handler back meanwhile.
-		d.host.RemoveStreamHandler(d.kadID)
-		d.sender.close()
-		d.wg.Wait()
-	})
+	d.mu.Lock()
+	first := !d.closed
+	d.closed = true
+	d.mu.Unlock()
+	if !first {
+		<-d.ended
+		return d.closeErr
+	}
+	defer close(d.ended)
+	d.cancel()
+	d.host.RemoveStreamHandler(protocol.StreamRecord)
+	d.host.RemoveStreamHandler(d.kadID)
+	if err := d.kad.Close(); err != nil {
+		d.closeErr = fmt.Errorf("dht: stopping Kademlia: %w", err)
+	}
+	// A change of reachability may have put the handler back meanwhile.
+	d.host.RemoveStreamHandler(d.kadID)
+	d.sender.close()
+	d.wg.Wait()
 	return d.closeErr
 }
 

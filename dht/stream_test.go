@@ -30,11 +30,10 @@ func request(keys ...[]byte) []byte { return wire.Marshal(&wire.RecordRequest{Ke
 // key.
 func TestFetchFromOneself(t *testing.T) {
 	alice, bob := newAccount(t, "alice"), newAccount(t, "bob")
+	own := [][]byte{alice.today(0, 1, 3).Bytes, alice.record(record.DayOf(time.Now())+1, 1, 1, 0).Bytes}
 	server := node(t, func(cfg *Config) {
 		cfg.Mode = ModeClient // the record stream is not Kademlia
-		cfg.Own = func() [][]byte {
-			return [][]byte{alice.today(0, 1, 3).Bytes, alice.record(record.DayOf(time.Now())+1, 1, 1, 0).Bytes}
-		}
+		cfg.Own = func() [][]byte { return own }
 	})
 	r := bob.today(1, 1, 1)
 	if err := server.store.put(r.Key, r.Bytes, time.Now()); err != nil {
@@ -60,9 +59,11 @@ func TestFetchFromOneself(t *testing.T) {
 
 func TestMalformedRecordRequestsAreReset(t *testing.T) {
 	alice := newAccount(t, "alice")
-	d := node(t, func(cfg *Config) { cfg.Own = func() [][]byte { return [][]byte{alice.today(0, 1, 1).Bytes} } })
-	plenty := limit{rate: 1e9, burst: 1e9}
-	d.records = newGate(plenty, plenty)
+	own := [][]byte{alice.today(0, 1, 1).Bytes}
+	d := node(t, func(cfg *Config) {
+		cfg.unlimited = true
+		cfg.Own = func() [][]byte { return own }
+	})
 	h := newHost(t)
 	connect(t, h, d.host)
 	key := record.Key(alice.id(), alice.lookup, record.DayOf(time.Now()), 0)

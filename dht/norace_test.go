@@ -1,0 +1,5 @@
+//go:build !race
+
+package dht
+
+func fewer(n int) int { return n }
