@@ -44,7 +44,7 @@ ends the chat; what is queued is delivered all the same.`,
 			if err != nil {
 				return err
 			}
-			c := &chat{app: a, d: d, who: who, name: who.Name, texts: map[string]string{}, shown: map[string]bool{}}
+			c := &chat{app: a, d: d, who: who, name: who.Name, sent: make(chan *api.Message, 1), texts: map[string]string{}, shown: map[string]bool{}}
 			return c.run(cmd.Context(), st.Journal, int(n))
 		},
 	}
@@ -80,6 +80,10 @@ type chat struct {
 	who  *api.Contact   // as it was when the chat began
 	line *term.Terminal // nil without a terminal
 
+	// sent carries what was sent to explain; sendLine sends and never waits.
+	// Capacity 1: those behind one message wait for the same.
+	sent chan *api.Message
+
 	mu    sync.Mutex        // guards what follows, and keeps lines whole
 	name  string            // what the contact is called now
 	texts map[string]string // own messages on their way, by ID
@@ -105,6 +109,7 @@ func (c *chat) run(ctx context.Context, since uint64, tail int) error {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
+	wg.Go(func() { c.explain(ctx) })
 	wg.Go(func() {
 		err := c.follow(ctx, c.d, since, 0, func(e *api.Event) { c.event(ctx, e) })
 		if ctx.Err() == nil {
@@ -253,10 +258,29 @@ func (c *chat) sendLine(ctx context.Context, text string) error {
 		}
 		return err
 	}
-	if m.Reason != "" && m.State == "queued" {
-		c.say(dim, "queued: %s", escape(m.Reason))
+	select {
+	case c.sent <- m:
+	default:
 	}
 	return nil
+}
+
+// promptly is how soon a message is delivered to somebody who is there.
+const promptly = 2 * time.Second
+
+// explain says why a message is not delivered promptly, until ctx ends.
+func (c *chat) explain(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case m := <-c.sent:
+			m, err := api.Call(ctx, c.d.WaitMessage, &api.WaitMessageRequest{Id: m.Id, State: "delivered", Timeout: promptly.Milliseconds()})
+			if err == nil && m.State == "queued" {
+				c.say(dim, "… queued: %s", escape(orElse(m.Reason, "they cannot be reached yet; it is delivered when they can")))
+			}
+		}
+	}
 }
 
 // event shows what concerns this chat.

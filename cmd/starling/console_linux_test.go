@@ -285,8 +285,14 @@ func TestChatAtATerminal(t *testing.T) {
 	c.types(ctrlD)
 	c.exits(exitOK)
 
+	// Nobody there: said, with the reason, and delivered when he is back.
+	must(t, bo, "stop")
 	c = atTerminal(t, ada, "chat", "Bo", "--plain")
 	c.see("> ")
+	c.types("are you there?\r")
+	c.see("… queued: ")
+	must(t, bo, "up", "--detach", "--local", "--no-mdns", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1")
+	c.see("✓✓ delivered: are you there?")
 	must(t, ada, "stop")
 	c.see("The chat ends")
 	c.exits(exitUnreachable)

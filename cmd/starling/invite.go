@@ -57,7 +57,7 @@ func (a *app) explainInvite(i *api.Invite, now time.Time) {
 		use = "works for anyone, until you revoke it"
 		then = "Show it to anyone. Those who use it ask first: starling contact requests"
 	}
-	if !a.err.terminal {
+	if !a.err.terminal || !a.out.terminal {
 		if i.Hint != "" {
 			fmt.Fprintln(a.err, escape(i.Hint))
 		}

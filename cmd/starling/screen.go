@@ -17,10 +17,14 @@ type screen struct {
 	io.Writer
 	terminal bool
 	colour   bool
+	wide     int // columns of the terminal, 0 without one
 }
 
 func newScreen(f *os.File) *screen {
 	s := &screen{Writer: f, terminal: term.IsTerminal(int(f.Fd()))}
+	if w, _, err := term.GetSize(int(f.Fd())); err == nil {
+		s.wide = w
+	}
 	s.colour = s.terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	return s
 }
@@ -70,7 +74,8 @@ func (s *screen) table(rows [][]cell) {
 	}
 }
 
-// facts prints a block of labels and values, leaving out empty values.
+// facts prints a block of labels and values, leaving out empty values. A value
+// that is too long for the terminal goes on below itself.
 func (s *screen) facts(rows ...[2]string) {
 	wide := 0
 	for _, r := range rows {
@@ -80,9 +85,31 @@ func (s *screen) facts(rows ...[2]string) {
 	}
 	for _, r := range rows {
 		if r[1] != "" {
-			fmt.Fprintf(s, "  %s%s  %s\n", s.paint(dim, r[0]), strings.Repeat(" ", wide-columns(r[0])), r[1])
+			lines := wrap(r[1], s.wide-wide-4)
+			fmt.Fprintf(s, "  %s%s  %s\n", s.paint(dim, r[0]), strings.Repeat(" ", wide-columns(r[0])), strings.Join(lines, "\n"+strings.Repeat(" ", wide+4)))
 		}
 	}
+}
+
+// wrap breaks s at spaces into lines of at most n columns, where it can. Below
+// 20 columns it does not try.
+func wrap(s string, n int) []string {
+	if n < 20 || columns(s) <= n {
+		return []string{s}
+	}
+	var lines []string
+	line := ""
+	for word := range strings.FieldsSeq(s) {
+		if line != "" && columns(line)+1+columns(word) > n {
+			lines = append(lines, line)
+			line = ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	return append(lines, line)
 }
 
 func head(names ...string) []cell {
@@ -141,10 +168,20 @@ func ago(t, now time.Time) string {
 	case d > -5*time.Second && d < 5*time.Second:
 		return "just now"
 	case d < 0:
-		return "in " + spell(-d+time.Second/2)
+		return "in " + spell(nearest(-d))
 	default:
 		return spell(d) + " ago"
 	}
+}
+
+// nearest rounds a duration to the unit by which spell names it.
+func nearest(d time.Duration) time.Duration {
+	for _, unit := range []time.Duration{24 * time.Hour, time.Hour, time.Minute} {
+		if d >= 2*unit {
+			return d.Round(unit)
+		}
+	}
+	return d.Round(time.Second)
 }
 
 // spell names a duration by its largest unit.

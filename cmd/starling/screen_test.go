@@ -19,7 +19,9 @@ func TestAgo(t *testing.T) {
 		{-47 * time.Hour, "47 hours ago"},
 		{-49 * time.Hour, "2 days ago"},
 		{7 * 24 * time.Hour, "in 7 days"},
-		{7*24*time.Hour - 100*time.Millisecond, "in 7 days"},
+		{7*24*time.Hour - time.Minute, "in 7 days"},
+		{6*24*time.Hour - 100*time.Millisecond, "in 6 days"},
+		{2*time.Hour - time.Second, "in 2 hours"},
 	} {
 		if got := ago(now.Add(tt.d), now); got != tt.want {
 			t.Errorf("ago(%s) = %q, want %q", tt.d, got, tt.want)
@@ -58,5 +60,16 @@ func TestShellQuote(t *testing.T) {
 		if got := shellQuote(in); got != want {
 			t.Errorf("shellQuote(%q) = %s, want %s", in, got, want)
 		}
+	}
+}
+
+func TestWrap(t *testing.T) {
+	got := strings.Join(wrap("one two three four five six seven eight", 20), "|")
+	if want := "one two three four|five six seven eight"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	long := strings.Repeat("x", 30)
+	if got := wrap("a "+long+" b", 20); len(got) != 3 || got[1] != long {
+		t.Errorf("a long word became %q", got)
 	}
 }
