@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -37,8 +38,14 @@ const reserve = 64 << 20 // bytes
 type badgerEngine struct {
 	db    *badger.DB
 	dir   string
+	log   *slog.Logger
 	space func(dir string) (free uint64, err error)
 	busy  busyKeys
+
+	// A commit failed. Badger may be without a memory table then: it panics
+	// where it is read, and never ends where it is closed.
+	failed atomic.Bool
+	wrote  bool // since it was opened; the writer's, and then that of close
 }
 
 // openBadger opens the database in dir, which the caller has locked.
@@ -46,7 +53,7 @@ func openBadger(dir string, key []byte, log *slog.Logger) (*badgerEngine, error)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, diskError("making the folder", err)
 	}
-	e := &badgerEngine{dir: dir, space: freeSpace}
+	e := &badgerEngine{dir: dir, log: log, space: freeSpace}
 	if err := e.room(); err != nil {
 		return nil, err
 	}
@@ -173,6 +180,7 @@ func (e *badgerEngine) commit(ops []op) error {
 	if err := e.room(); err != nil {
 		return err
 	}
+	e.wrote = true
 	txn := e.db.NewTransaction(true)
 	defer txn.Discard()
 	for _, o := range ops {
@@ -190,17 +198,24 @@ func (e *badgerEngine) commit(ops []op) error {
 		}
 	}
 	if err := e.busy.commit(ops, txn.Commit); err != nil {
-		return fmt.Errorf("committing: %w", err)
+		e.failed.Store(true)
+		return fmt.Errorf("%w: %w", ErrReopen, diskError("committing", err))
 	}
 	return nil
 }
 
 func (e *badgerEngine) snapshot() (snapshot, error) {
+	if e.failed.Load() {
+		return nil, ErrReopen
+	}
 	txn, busy := e.busy.snapshot(e.db)
 	return badgerSnapshot{txn, busy}, nil
 }
 
 func (e *badgerEngine) collect() (bool, error) {
+	if e.failed.Load() {
+		return true, ErrReopen
+	}
 	if err := e.room(); err != nil {
 		return true, err
 	}
@@ -211,7 +226,21 @@ func (e *badgerEngine) collect() (bool, error) {
 	return err != nil, err
 }
 
-func (e *badgerEngine) close() error { return e.db.Close() }
+// closeRoom is the space below which badger is not closed but left: its end
+// writes the memory tables, which on a full disk is a SIGBUS as above.
+const closeRoom = 2 * memTableSize // bytes
+
+// close ends badger, or where that cannot succeed leaves it as a crash does.
+// Nothing is lost by that, as every commit is in a synced log; but the database
+// cannot be opened again in this process.
+func (e *badgerEngine) close() error {
+	free, err := freeSpace(e.dir)
+	if full := err == nil && free < closeRoom && e.wrote; full || e.failed.Load() {
+		e.log.Warn("database left as after a crash; the next start puts it in order", "disk_full", full)
+		return nil
+	}
+	return e.db.Close()
+}
 
 // A badgerSnapshot is a read-only transaction. Errors say nothing of keys,
 // which badger's own texts do.

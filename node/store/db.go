@@ -548,11 +548,14 @@ func (db *DB) commit(rows tree) error {
 		return err
 	}
 	if err := db.engine.commit(ops); err != nil {
-		if errors.Is(err, ErrFull) || errors.Is(err, ErrReadOnly) || errors.Is(err, ErrClosed) {
-			return err
+		if !errors.Is(err, ErrReopen) {
+			if errors.Is(err, ErrFull) || errors.Is(err, ErrReadOnly) || errors.Is(err, ErrClosed) {
+				return err
+			}
+			err = fmt.Errorf("%w: %w", ErrReopen, err)
 		}
-		db.broken = fmt.Errorf("%w: %w", ErrReopen, err)
-		return db.broken
+		db.broken = err
+		return err
 	}
 	db.count++
 	b, err := db.sealCount(false)

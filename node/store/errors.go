@@ -37,9 +37,9 @@ var (
 	ErrNewer = errors.New("store: written by a newer version")
 
 	// ErrReopen means that the disk failed during a commit, so that it is
-	// unknown whether the update happened. Every later update returns it too;
-	// close the database and open it again, which finds either all of the
-	// update or nothing.
+	// unknown whether the update happened. Every later update returns it too,
+	// and on disk every view; close the database and start the program again,
+	// which finds either all of the update or nothing.
 	ErrReopen = errors.New("store: must be reopened after a failed write")
 
 	// ErrTooBig means that one update writes more than [MaxUpdate]. The row was
