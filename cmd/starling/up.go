@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -186,10 +187,14 @@ func (a *app) serve(ctx context.Context, p profile, s settings, o upOptions, pas
 	if err != nil {
 		return err
 	}
-	if err := server.Run(ctx); err != nil {
-		if errors.Is(err, api.ErrRunning) {
-			return fail(exitError, "%s", err).try("Stop it first: %s", p.command("stop"))
-		}
+	err = server.Run(ctx)
+	switch {
+	case errors.Is(err, api.ErrRunning):
+		return fail(exitError, "%s", err).try("Stop it first: %s", p.command("stop"))
+	case err != nil && strings.Contains(err.Error(), "address already in use"):
+		return fail(exitError, "another program listens where this node wants to: %s", strings.Join(cfg.Listen, " ")).
+			try("End it, or listen elsewhere with --listen. Without %s the next start chooses another port.", p.port())
+	case err != nil:
 		return err
 	}
 	a.note("Stopped.")
