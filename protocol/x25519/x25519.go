@@ -13,6 +13,7 @@ import (
 	"log/slog"
 
 	"filippo.io/edwards25519"
+	"filippo.io/edwards25519/field"
 )
 
 // Size is the length in bytes of a public key, a private key and a shared
@@ -100,7 +101,8 @@ func (k *Private) Shared(pub Public) ([Size]byte, error) {
 	return z, nil
 }
 
-// ladder is the function X25519 of RFC 7748 §5, in constant time.
+// ladder is the function X25519 of RFC 7748 §5, in constant time, over the
+// field arithmetic of filippo.io/edwards25519.
 //
 // It is here because crypto/ecdh computes the public key, a second ladder,
 // each time a private key is imported, and the ratchet imports one from its
@@ -112,44 +114,45 @@ func ladder(scalar *[Size]byte, u *Public) [Size]byte {
 	e[31] &= 127
 	e[31] |= 64
 
-	var x1, x3, a, aa, b, bb, ee, c, d, da, cb element
-	x1.setBytes((*[Size]byte)(u))
-	x2, z2, z3 := element{1}, element{}, element{1}
-	x3 = x1
+	var x1, x2, z2, x3, z3, a, aa, b, bb, ee, c, d, da, cb, t field.Element
+	x1.SetBytes(u[:])
+	x2.One()
+	x3.Set(&x1)
+	z3.One()
 
-	var swap uint64
+	swap := 0
 	for pos := 254; pos >= 0; pos-- {
-		bit := uint64(e[pos/8]>>(pos&7)) & 1
+		bit := int(e[pos/8]>>(pos&7)) & 1
 		swap ^= bit
-		x2.swap(&x3, swap)
-		z2.swap(&z3, swap)
+		x2.Swap(&x3, swap)
+		z2.Swap(&z3, swap)
 		swap = bit
 
-		a.add(&x2, &z2)
-		aa.square(&a)
-		b.sub(&x2, &z2)
-		bb.square(&b)
-		ee.sub(&aa, &bb)
-		c.add(&x3, &z3)
-		d.sub(&x3, &z3)
-		da.mul(&d, &a)
-		cb.mul(&c, &b)
-		x3.add(&da, &cb)
-		x3.square(&x3)
-		z3.sub(&da, &cb)
-		z3.square(&z3)
-		z3.mul(&x1, &z3)
-		x2.mul(&aa, &bb)
-		z2.mulSmall(&ee, 121665)
-		z2.add(&aa, &z2)
-		z2.mul(&ee, &z2)
+		a.Add(&x2, &z2)
+		aa.Square(&a)
+		b.Subtract(&x2, &z2)
+		bb.Square(&b)
+		ee.Subtract(&aa, &bb)
+		c.Add(&x3, &z3)
+		d.Subtract(&x3, &z3)
+		da.Multiply(&d, &a)
+		cb.Multiply(&c, &b)
+		t.Add(&da, &cb)
+		x3.Square(&t)
+		t.Subtract(&da, &cb)
+		t.Square(&t)
+		z3.Multiply(&x1, &t)
+		x2.Multiply(&aa, &bb)
+		t.Mult32(&ee, 121665)
+		t.Add(&aa, &t)
+		z2.Multiply(&ee, &t)
 	}
-	x2.swap(&x3, swap)
-	z2.swap(&z3, swap)
+	x2.Swap(&x3, swap)
+	z2.Swap(&z3, swap)
 
-	z2.invert(&z2)
-	x2.mul(&x2, &z2)
-	return x2.bytes()
+	z2.Invert(&z2)
+	x2.Multiply(&x2, &z2)
+	return [Size]byte(x2.Bytes())
 }
 
 // LogValue keeps the key out of logs.
