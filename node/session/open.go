@@ -115,7 +115,7 @@ func (m *Manager) openKnown(tx *store.Tx, now time.Time, from *identity.Account,
 	if err != nil {
 		return Opened{}, err
 	}
-	if blocked(contact) || !receiveFrom(contact, s.device) {
+	if blocked(contact) || !receiveFrom(contact, s.device, s.row.Dh) {
 		return Opened{}, ErrDrop
 	}
 	state, err := ratchet.Parse(s.row.State)
@@ -137,17 +137,25 @@ func (m *Manager) openKnown(tx *store.Tx, now time.Time, from *identity.Account,
 		}
 		return key, ok
 	})
+	cannot := func() error {
+		dh, ok := s.dh()
+		if !ok {
+			return ErrDrop
+		}
+		return m.answer(s.account, s.device, dh, hash, s.id, wire.Reason_REASON_CANNOT_OPEN)
+	}
 	switch {
 	case failed != nil:
 		return Opened{}, failed
 	case errors.Is(err, ratchet.ErrDuplicate):
 		return Opened{}, ErrDrop // a spent position: a replay in other bytes
 	case err != nil:
-		dh, ok := s.dh()
-		if !ok {
-			return Opened{}, ErrDrop
-		}
-		return Opened{}, m.answer(s.account, s.device, dh, hash, s.id, wire.Reason_REASON_CANNOT_OPEN)
+		return Opened{}, cannot()
+	}
+	if room, err := m.room(tx, now, contact, s.account, len(o.Store)); err != nil {
+		return Opened{}, err
+	} else if !room {
+		return Opened{}, cannot()
 	}
 
 	if err := keepSkipped(tx, now, s.id, &o); err != nil {
@@ -224,7 +232,7 @@ func (m *Manager) openFirst(tx *store.Tx, now time.Time, from *identity.Account,
 	if err != nil {
 		return Opened{}, err
 	}
-	if blocked(contact) || !receiveFrom(contact, peer.Device) && !newer(&in, contact) {
+	if blocked(contact) || !receiveFrom(contact, peer.Device, peer.DH[:]) && !newer(&in, contact) {
 		return Opened{}, ErrDrop
 	}
 	cannot := func(reason wire.Reason) error {
@@ -253,6 +261,12 @@ func (m *Manager) openFirst(tx *store.Tx, now time.Time, from *identity.Account,
 		return Opened{}, cannot(wire.Reason_REASON_CANNOT_OPEN)
 	}
 
+	if room, err := m.room(tx, now, contact, peer.Account, len(o.Store)); err != nil {
+		return Opened{}, err
+	} else if !room {
+		return Opened{}, cannot(wire.Reason_REASON_CANNOT_OPEN)
+	}
+
 	// It opened: everything from here on is one step of the store.
 	if err := keepSkipped(tx, now, id, &o); err != nil {
 		return Opened{}, err
@@ -278,7 +292,7 @@ func (m *Manager) openFirst(tx *store.Tx, now time.Time, from *identity.Account,
 	if in.Replaces != nil {
 		s.row.Replaces = in.Replaces[:]
 	}
-	if err := m.create(tx, now, s); err != nil {
+	if err := m.create(tx, now, s, contact); err != nil {
 		return Opened{}, err
 	}
 	if err := renewed(tx, contact, s); err != nil {
@@ -299,11 +313,15 @@ func renewed(tx *store.Tx, c *store.Contact, s *session) error {
 	return putContact(tx, c)
 }
 
-// newer reports whether an introduction's manifest is newer than the one that
-// is kept, so that a device unknown so far may count. The node decides.
+// newer reports whether an introduction's manifest is newer than those that are
+// kept, so that a device unknown so far may count. The node decides.
 func newer(in *prekey.Introduced, c *store.Contact) bool {
-	m, ok := accepted(c.Manifest)
-	return !ok || in.Manifest.Generation > m.Generation
+	for _, kept := range [][]byte{c.Manifest, c.HeldManifest} {
+		if m, ok := accepted(kept); ok && in.Manifest.Generation <= m.Generation {
+			return false
+		}
+	}
+	return true
 }
 
 // knownManifest returns the manifest that exactly these bytes hold, if a

@@ -97,8 +97,20 @@ func (m *Manager) sessions(tx *store.Tx, now time.Time, prefix store.RowKey) ([]
 
 // create keeps a new session and the bounds on its device's. A session that a
 // known one has replaced already, because it arrives late, is archived at
-// birth: replaced sessions always lose.
-func (m *Manager) create(tx *store.Tx, now time.Time, s *session) error {
+// birth: replaced sessions always lose. Sessions of the account's devices that
+// count no more go: a contact may change devices as often as it likes.
+func (m *Manager) create(tx *store.Tx, now time.Time, s *session, contact *store.Contact) error {
+	all, err := m.sessions(tx, now, store.SessionsOf(s.account))
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
+		if !t.with(s.account, s.device) && !receiveFrom(contact, t.device, t.row.Dh) {
+			if err := remove(tx, t.key()); err != nil {
+				return err
+			}
+		}
+	}
 	siblings, err := m.sessions(tx, now, store.SessionsWith(s.account, s.device))
 	if err != nil {
 		return err
@@ -127,6 +139,28 @@ func (m *Manager) create(tx *store.Tx, now time.Time, s *session) error {
 		return m.archive(tx, now, live[maxLive:]...)
 	}
 	return m.trim(tx, now, s)
+}
+
+// room reports whether more skipped keys may be stored for a: those of all its
+// sessions together are bounded, and those of a stranger, who could make us
+// keep thousands of rows with each envelope, to a batch. Whoever skips more is
+// told that the message does not open, and starts again from the beginning.
+func (m *Manager) room(tx *store.Tx, now time.Time, contact *store.Contact, a identity.Account, more int) (bool, error) {
+	if more == 0 {
+		return true, nil
+	}
+	most := maxSkipped
+	if contact == nil || contact.State == store.Contact_REQUEST {
+		most = protocol.MaxBatch
+	}
+	all, err := m.sessions(tx, now, store.SessionsOf(a))
+	if err != nil {
+		return false, err
+	}
+	for _, s := range all {
+		more += int(s.row.Skipped)
+	}
+	return more <= most, nil
 }
 
 // archive takes sessions out of use for sending.
@@ -227,29 +261,31 @@ func accepted(b []byte) (identity.Manifest, bool) {
 }
 
 // sendTo reports whether contents may be encrypted to that device: it is in
-// the contact's accepted manifest. Of whom no manifest is known, the session
-// itself is what is known.
-func sendTo(c *store.Contact, d identity.Device) bool {
+// the contact's accepted manifest, with that DH key. Of whom no manifest is
+// known, the session itself is what is known.
+//
+// A device is both its keys. A handshake proves the DH key alone, and whoever
+// has the account key can write any DH key beside the name of a device that the
+// user knows.
+func sendTo(c *store.Contact, d identity.Device, dh []byte) bool {
 	if c == nil {
 		return true
 	}
 	m, ok := accepted(c.Manifest)
-	if !ok {
-		return true
-	}
-	_, ok = m.Device(d)
-	return ok
+	return !ok || lists(m, d, dh)
 }
 
-// receiveFrom reports whether contents of that device count: it is in the
-// newest manifest known, accepted or waiting for the user's decision.
-func receiveFrom(c *store.Contact, d identity.Device) bool {
-	if sendTo(c, d) {
+// receiveFrom reports whether contents of that device count: it is in a
+// manifest that is kept, accepted or waiting for the user's decision.
+func receiveFrom(c *store.Contact, d identity.Device, dh []byte) bool {
+	if sendTo(c, d, dh) {
 		return true
 	}
 	m, ok := accepted(c.HeldManifest)
-	if ok {
-		_, ok = m.Device(d)
-	}
-	return ok
+	return ok && lists(m, d, dh)
+}
+
+func lists(m identity.Manifest, d identity.Device, dh []byte) bool {
+	e, ok := m.Device(d)
+	return ok && string(e.DH[:]) == string(dh)
 }

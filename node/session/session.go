@@ -51,6 +51,11 @@ const MaxOneTime = 64
 // IDs are archived, which neither side would send on.
 const maxLive = 4
 
+// maxSkipped bounds the skipped keys of all sessions with one account, each a
+// row of some 250 bytes. Two sessions that miss all they may are far beyond
+// what happens between honest peers.
+const maxSkipped = 2 * protocol.MaxSkip
+
 // maxReseal bounds what one recovery rewrites in the outbox, so that it fits
 // into one store update. What is left is rewritten when it comes up itself.
 const maxReseal = 512 << 10 // bytes
@@ -265,7 +270,7 @@ func (m *Manager) Start(tx *store.Tx, now time.Time, peer identity.Manifest, dev
 	if replaces != nil {
 		s.row.Replaces = replaces[:]
 	}
-	if err := m.create(tx, now, s); err != nil {
+	if err := m.create(tx, now, s, contact); err != nil {
 		return err
 	}
 	if contact != nil && (contact.Renew || len(contact.Replaces) > 0) {
@@ -309,7 +314,7 @@ func (m *Manager) lowest(tx *store.Tx, now time.Time, peer identity.Account, con
 	}
 	var best *session
 	for _, s := range all {
-		if s.live() && s.usable(now) && sendTo(contact, s.device) && (best == nil || s.before(best)) {
+		if s.live() && s.usable(now) && sendTo(contact, s.device, s.row.Dh) && (best == nil || s.before(best)) {
 			best = s
 		}
 	}

@@ -51,7 +51,9 @@ type person struct {
 	w        *world
 	t        testing.TB
 	name     string
+	root     *identity.AccountKey
 	account  identity.Account
+	seed     identity.Secret // of device
 	device   *identity.DeviceKey
 	manifest []byte
 	rand     *rand.ChaCha8
@@ -69,13 +71,18 @@ func (w *world) person(name string) *person {
 	}
 	p := &person{w: w, t: w.t, name: name, rand: rand.NewChaCha8(seed), disk: store.NewDisk()}
 	account, device, dh := secret(p), secret(p), must(x25519.Generate(p.rand))(w.t)
-	ak := identity.NewAccountKey(account)
-	p.account, p.device = ak.Account(), identity.NewDeviceKey(device, dh)
-	p.manifest = identity.SignManifest(ak, 1, []identity.DeviceEntry{{Key: p.device.Device(), DH: dh.Public()}})
+	p.root, p.seed = identity.NewAccountKey(account), device
+	p.account, p.device = p.root.Account(), identity.NewDeviceKey(device, dh)
+	p.manifest = p.signed(1)
 	p.key = must(store.NewKey(p.rand))(w.t)
 	p.open()
 	w.t.Cleanup(func() { p.db.Close() })
 	return p
+}
+
+// signed returns a manifest that lists p's device alone.
+func (p *person) signed(generation uint64) []byte {
+	return identity.SignManifest(p.root, generation, []identity.DeviceEntry{{Key: p.device.Device(), DH: p.device.DH().Public()}})
 }
 
 func must[T any](v T, err error) func(testing.TB) T {
