@@ -24,6 +24,11 @@ type Limits struct {
 	// holds 68 KiB.
 	Streams int
 
+	// Known tells which peers keep a place when strangers fill the others: a
+	// quarter of Streams is for them alone, and so is the memory of rates when
+	// it is full. It must not block. Default nil: nobody is preferred.
+	Known func(peer.ID) bool
+
 	// PeerRate is the most requests a second from one peer, and how many it may
 	// send at once after a rest. Opening a stream counts as one. A peer that
 	// asks faster is slowed down. Default 500.
@@ -66,7 +71,7 @@ const (
 
 	// maxPeers is the most peers remembered for their rate, each about 200
 	// bytes. Beyond it peers without a stream are forgotten when they have
-	// rested, and while none has, no new peer is served.
+	// rested, and while none has, no new stranger is served.
 	maxPeers = 4096
 
 	// sweepPause is the least time between two looks for peers to forget, so
@@ -118,6 +123,7 @@ type server struct {
 	mu      sync.Mutex // guards what follows; never held across a wait; taken after Conn.mu where both are
 	closed  bool
 	streams int
+	unknown int // streams of strangers among them; counted if Limits.Known is set
 	memory  int // bytes reserved by frames above 64 KiB
 	peers   map[peer.ID]*peerState
 	sweep   int       // size of peers at which the rested ones are forgotten
@@ -126,8 +132,9 @@ type server struct {
 
 // A peerState is what a handler remembers of one peer.
 type peerState struct {
-	streams int // guarded by server.mu
-	rate    *rate.Limiter
+	streams  int  // guarded by server.mu
+	stranger bool // as of the first of its streams; guarded by server.mu
+	rate     *rate.Limiter
 }
 
 func (v *server) serve(ctx context.Context, s network.Stream, id protocol.ID, fn func(context.Context, *Conn) error) {
@@ -176,12 +183,15 @@ func (v *server) serve(ctx context.Context, s network.Stream, id protocol.ID, fn
 // refusal.
 func (v *server) enter(id peer.ID) (*peerState, network.StreamErrorCode) {
 	now := time.Now()
+	stranger := v.lim.Known != nil && !v.lim.Known(id)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
 		return nil, network.StreamProtocolNegotiationFailed
 	}
-	if v.streams >= v.lim.Streams {
+	// A stranger can hold a stream for minutes without a word, and have as many
+	// peer IDs as it likes.
+	if v.streams >= v.lim.Streams || stranger && v.unknown >= v.lim.Streams-v.lim.Streams/4 {
 		return nil, network.StreamResourceLimitExceeded
 	}
 	p := v.peers[id]
@@ -189,7 +199,7 @@ func (v *server) enter(id peer.ID) (*peerState, network.StreamErrorCode) {
 		if len(v.peers) >= v.sweep && now.Sub(v.swept) >= sweepPause {
 			v.sweepLocked(now)
 		}
-		if len(v.peers) >= maxPeers {
+		if len(v.peers) >= maxPeers && (stranger || v.lim.Known == nil) {
 			return nil, network.StreamRateLimited
 		}
 		p = &peerState{rate: newRate(v.lim.PeerRate)}
@@ -201,8 +211,14 @@ func (v *server) enter(id peer.ID) (*peerState, network.StreamErrorCode) {
 	if !p.rate.AllowN(now, 1) || !v.all.AllowN(now, 1) {
 		return nil, network.StreamRateLimited
 	}
+	if p.streams == 0 {
+		p.stranger = stranger
+	}
 	p.streams++
 	v.streams++
+	if p.stranger {
+		v.unknown++
+	}
 	v.wg.Add(1)
 	return p, 0
 }
@@ -211,6 +227,9 @@ func (v *server) leave(p *peerState) {
 	v.mu.Lock()
 	p.streams--
 	v.streams--
+	if p.stranger {
+		v.unknown--
+	}
 	v.mu.Unlock()
 	v.wg.Done()
 }

@@ -242,6 +242,45 @@ func TestStreamsAtOnceAreLimited(t *testing.T) {
 	})
 }
 
+// However many peer IDs a stranger has, those who are known are let in.
+func TestStrangersLeaveRoomForTheKnown(t *testing.T) {
+	known := func(id peer.ID) bool { return id == "friend" || id == "other friend" }
+	bubble(t, Limits{Peer: 2, Streams: 4, Known: known}, echo, func(t *testing.T, h *pipeHost, _ func()) {
+		for _, tc := range []struct {
+			peer peer.ID
+			want error
+		}{
+			{"mallory 1", nil},
+			{"mallory 2", nil},
+			{"mallory 3", nil},
+			{"mallory 4", ErrBusy},
+			{"friend", nil},
+			{"other friend", ErrBusy},
+		} {
+			_, err := as(t, tc.peer, h).Exchange(t.Context(), []byte("hello"), 100)
+			if !errors.Is(err, tc.want) {
+				t.Errorf("%s: got %v, want %v", tc.peer, err, tc.want)
+			}
+		}
+		time.Sleep(3 * time.Minute) // they have rested too long
+		for _, id := range []peer.ID{"friend", "other friend", "mallory 5", "mallory 6"} {
+			mustEcho(t, as(t, id, h))
+		}
+	})
+	// Nor does a full memory of rates keep them out.
+	srv := &server{lim: Limits{Known: known}.withDefaults(), all: newRate(1 << 20), peers: make(map[peer.ID]*peerState), sweep: 64}
+	srv.lim.PeerRate, srv.lim.Streams = 1, 1<<20
+	for i := range maxPeers + 1 {
+		srv.enter(peer.ID(fmt.Sprint(i)))
+	}
+	if p, _ := srv.enter("stranger"); p != nil {
+		t.Error("a stranger was let in although the memory of rates is full")
+	}
+	if p, _ := srv.enter("friend"); p == nil {
+		t.Error("strangers filled the memory of rates, and a known peer was refused")
+	}
+}
+
 func TestFastPeersAreSlowedDownAndThenRefused(t *testing.T) {
 	bubble(t, Limits{PeerRate: 10}, echo, func(t *testing.T, h *pipeHost, _ func()) {
 		c := as(t, "alice", h)
