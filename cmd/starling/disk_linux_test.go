@@ -215,8 +215,8 @@ func TestReadOnlyDiskUnderDaemon(t *testing.T) {
 	if refused == nil || !strings.Contains(refused.Error(), "read-only") {
 		t.Fatalf("after %d messages: %v, want a refusal that says the disk is read-only", len(wrote)-1, refused)
 	}
-	ada.refuses(t, "must be reopened", "send", "bo", "not accepted")
-	ada.refuses(t, "must be reopened", "history", "bo")
+	ada.refuses(t, "read-only", "send", "bo", "not accepted")
+	ada.refuses(t, "read-only", "history", "bo")
 	if out, code := ada.run(t, "status"); code != 0 {
 		t.Errorf("status exited %d: %s", code, out)
 	}

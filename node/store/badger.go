@@ -42,9 +42,9 @@ type badgerEngine struct {
 	space func(dir string) (free uint64, err error)
 	busy  busyKeys
 
-	// A commit failed. Badger may be without a memory table then: it panics
-	// where it is read, and never ends where it is closed.
-	failed atomic.Bool
+	// Why a commit failed, nil if none did. Badger may be without a memory
+	// table then: it panics where it is read, and never ends where it is closed.
+	failed atomic.Pointer[error]
 	wrote  bool // since it was opened; the writer's, and then that of close
 }
 
@@ -198,23 +198,36 @@ func (e *badgerEngine) commit(ops []op) error {
 		}
 	}
 	if err := e.busy.commit(ops, txn.Commit); err != nil {
-		e.failed.Store(true)
-		return fmt.Errorf("%w: %w", ErrReopen, diskError("committing", err))
+		return e.fail(diskError("committing", err))
 	}
 	return nil
 }
 
+// fail notes that a commit failed, for good. What badger says of it goes to the
+// log where there is a plain word for it.
+func (e *badgerEngine) fail(err error) error {
+	e.log.Error("a commit failed", "error", err)
+	for _, plain := range []error{ErrFull, ErrReadOnly} {
+		if errors.Is(err, plain) {
+			err = plain
+		}
+	}
+	err = fmt.Errorf("%w: %w", ErrReopen, err)
+	e.failed.Store(&err)
+	return err
+}
+
 func (e *badgerEngine) snapshot() (snapshot, error) {
-	if e.failed.Load() {
-		return nil, ErrReopen
+	if err := e.failed.Load(); err != nil {
+		return nil, *err
 	}
 	txn, busy := e.busy.snapshot(e.db)
 	return badgerSnapshot{txn, busy}, nil
 }
 
 func (e *badgerEngine) collect() (bool, error) {
-	if e.failed.Load() {
-		return true, ErrReopen
+	if err := e.failed.Load(); err != nil {
+		return true, *err
 	}
 	if err := e.room(); err != nil {
 		return true, err
@@ -235,7 +248,7 @@ const closeRoom = 2 * memTableSize // bytes
 // cannot be opened again in this process.
 func (e *badgerEngine) close() error {
 	free, err := freeSpace(e.dir)
-	if full := err == nil && free < closeRoom && e.wrote; full || e.failed.Load() {
+	if full := err == nil && free < closeRoom && e.wrote; full || e.failed.Load() != nil {
 		e.log.Warn("database left as after a crash; the next start puts it in order", "disk_full", full)
 		return nil
 	}
