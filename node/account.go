@@ -134,7 +134,13 @@ func (n *Node) rotateLookup(tx *store.Tx) error {
 		return err
 	}
 	tx.OnCommit(n.republish)
-	return n.tellContacts(tx)
+	tx.OnCommit(func() {
+		select {
+		case n.untold <- struct{}{}:
+		default: // it is noted already
+		}
+	})
+	return nil
 }
 
 // profile returns how others find and name this account.

@@ -54,7 +54,7 @@ func (n *Node) Send(_ context.Context, to, text string, id []byte) (Message, err
 		if len(id) > 0 {
 			// What was accepted before stays accepted, whatever the contact's state.
 			m, err := n.message(tx, mid)
-			if err == nil && m.To == accountOf(c).String() && m.Text == text {
+			if err == nil && m.To == accountOf(c).String() && m.From == n.account().String() && m.Text == text {
 				out = m
 				return nil
 			}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"starling/node/outbox"
 	"starling/node/store"
+	"starling/protocol"
 	"starling/protocol/envelope"
 	"starling/protocol/identity"
 )
@@ -94,7 +96,38 @@ func (n *Node) addContact(tx *store.Tx, link identity.Link, text, as string) (*s
 	if was == store.Contact_REQUEST {
 		return c, n.welcome(tx, c)
 	}
+	if was == store.Contact_PENDING || was == store.Contact_REQUESTED {
+		if c, err = n.presentToken(tx, c); err != nil {
+			return nil, err
+		}
+	}
 	return c, n.tell(tx, c)
+}
+
+// presentToken makes what waits for a contact who has not accepted yet go out
+// on a fresh session, as only the beginning of one shows the token of a link.
+func (n *Node) presentToken(tx *store.Tx, c *store.Contact) (*store.Contact, error) {
+	if len(c.Token) == 0 {
+		return c, nil
+	}
+	for row, err := range store.Outbox.Scan(tx, store.OutboxOf(accountOf(c)), nil) {
+		if err != nil {
+			return nil, err
+		}
+		if len(row.Value.Hash) != len(envelope.Hash{}) {
+			continue
+		}
+		c.Suspected = 0 // the user asks for it, however recent the last time
+		if err := saveContact(tx, c); err != nil {
+			return nil, err
+		}
+		if _, err := n.sessions.Suspect(tx, time.Now(), accountOf(c), envelope.Hash(row.Value.Hash)); err != nil {
+			return nil, err
+		}
+		tx.OnCommit(func() { n.outbox.Kick(accountOf(c)) })
+		return store.Contacts.Get(tx, c.Account)
+	}
+	return c, nil
 }
 
 // offerKey records that another account key was offered under a contact's name.
@@ -119,7 +152,9 @@ func (n *Node) TrustContact(_ context.Context, who string) (Contact, error) {
 	return n.changeContact(who, func(tx *store.Tx, c *store.Contact) (*store.Contact, error) {
 		switch c.State {
 		case store.Contact_HELD:
-			c.Manifest, c.HeldManifest = c.HeldManifest, nil
+			if len(c.HeldManifest) > 0 { // else the new device is gone again
+				c.Manifest, c.HeldManifest = c.HeldManifest, nil
+			}
 			advance(c, evTrust)
 			tx.OnCommit(func() { n.outbox.Kick(accountOf(c)) })
 			return c, saveContact(tx, c)
@@ -167,12 +202,16 @@ func (n *Node) AcceptContact(_ context.Context, who, as string) (Contact, error)
 }
 
 // RejectContact refuses a request and forgets it, or refuses the key or device
-// that a hold is about and goes on with what was known before.
+// that a hold is about and goes on with what was known before. Who was refused
+// may ask again after 30 days; a one-use link lets them in at once.
 func (n *Node) RejectContact(_ context.Context, who string) error {
 	_, err := n.changeContact(who, func(tx *store.Tx, c *store.Contact) (*store.Contact, error) {
 		switch c.State {
 		case store.Contact_REQUEST:
-			return c, n.forget(tx, c) // a request has few rows: maxRequestEntries
+			if err := n.forget(tx, c); err != nil { // a request has few rows: maxRequestContents
+				return nil, err
+			}
+			return c, store.SeenIDs.Put(tx, rejectedKey(accountOf(c)), &store.Seen{Dies: time.Now().Add(protocol.DedupeLife).UnixMilli()})
 		case store.Contact_KEY_CHANGED, store.Contact_HELD:
 			advance(c, evTrust)
 			c.NewAccount, c.NewLink, c.HeldManifest = nil, "", nil
@@ -238,8 +277,8 @@ func (n *Node) UnblockContact(_ context.Context, who string) (Contact, error) {
 	})
 }
 
-// RemoveContact forgets a contact, its history and its sessions. The lookup
-// secret is replaced as for BlockContact.
+// RemoveContact forgets a contact, its history and its sessions, and blanks its
+// events in the journal. The lookup secret is replaced as for BlockContact.
 func (n *Node) RemoveContact(_ context.Context, who string) error {
 	// A long chat does not fit into one transaction: the contact is blocked,
 	// emptied in steps, and goes last, so that a crash leaves it to be removed
@@ -251,6 +290,12 @@ func (n *Node) RemoveContact(_ context.Context, who string) error {
 	for more := true; more && err == nil; {
 		_, err = n.changeContact(who, func(tx *store.Tx, c *store.Contact) (_ *store.Contact, err error) {
 			more, err = empty(tx, accountOf(c))
+			return c, err
+		})
+	}
+	for since, more := uint64(0), true; more && err == nil; more = since != 0 {
+		_, err = n.changeContact(who, func(tx *store.Tx, c *store.Contact) (_ *store.Contact, err error) {
+			since, err = blank(tx, accountOf(c), since)
 			return c, err
 		})
 	}
@@ -407,7 +452,7 @@ func (n *Node) learn(tx *store.Tx, c *store.Contact, manifest []byte, p identity
 	if c.Name != "" && c.Name != accountOf(c).Short() {
 		return saveContact(tx, c) // named by an earlier profile: names do not change behind the user's back
 	}
-	return n.rename(tx, c, p.Name, false)
+	return n.rename(tx, c, shownName(accountOf(c), p.Name), false)
 }
 
 // learnManifest takes a newer manifest of a contact. A device that was not in
@@ -423,26 +468,39 @@ func (n *Node) learnManifest(tx *store.Tx, c *store.Contact, signed []byte) erro
 		c.Manifest = signed
 		return nil
 	}
-	known, err := identity.OpenManifest(c.Manifest, accountOf(c), now.Add(100*365*24*time.Hour))
+	forever := now.Add(100 * 365 * 24 * time.Hour) // what is kept was in time when it came
+	known, err := identity.OpenManifest(c.Manifest, accountOf(c), forever)
 	if err != nil {
 		return err
 	}
-	if fresh.Generation <= known.Generation {
+	held := known
+	if len(c.HeldManifest) > 0 {
+		if held, err = identity.OpenManifest(c.HeldManifest, accountOf(c), forever); err != nil {
+			return err
+		}
+	}
+	if fresh.Generation <= max(known.Generation, held.Generation) {
 		return nil
 	}
-	for _, d := range fresh.Devices {
-		if _, ok := known.Device(d.Key); ok {
-			continue
+	unknown := func(m identity.Manifest) bool {
+		return slices.ContainsFunc(fresh.Devices, func(d identity.DeviceEntry) bool {
+			e, ok := m.Device(d.Key)
+			return !ok || e.DH != d.DH // a device is both its keys
+		})
+	}
+	switch {
+	case !unknown(known):
+		c.Manifest, c.HeldManifest = signed, nil
+		return nil
+	case c.Verified && advance(c, evNewDevice) || c.State == store.Contact_HELD:
+		c.HeldManifest = signed
+		if !unknown(held) {
+			return nil // the user was told of it
 		}
-		if c.Verified && advance(c, evNewDevice) || c.State == store.Contact_HELD {
-			c.HeldManifest = signed
-			return n.notice(tx, c, c.Name+" set up a new device; sending waits for you")
-		}
-		c.Manifest = signed
-		return n.notice(tx, c, c.Name+" set up a new device")
+		return n.notice(tx, c, c.Name+" set up a new device; sending waits for you")
 	}
 	c.Manifest = signed
-	return nil
+	return n.notice(tx, c, c.Name+" set up a new device")
 }
 
 // notice puts a line that nobody wrote into the chat with c, and the journal.
@@ -464,7 +522,7 @@ func (n *Node) notice(tx *store.Tx, c *store.Contact, text string) error {
 
 // tell queues for c how to find and name this account.
 func (n *Node) tell(tx *store.Tx, c *store.Contact) error {
-	news, err := n.news(tx)
+	news, err := n.news(tx, c)
 	if err != nil {
 		return err
 	}
@@ -473,35 +531,75 @@ func (n *Node) tell(tx *store.Tx, c *store.Contact) error {
 
 // welcome tells c that they are accepted.
 func (n *Node) welcome(tx *store.Tx, c *store.Contact) error {
-	news, err := n.news(tx)
+	news, err := n.news(tx, c)
 	if err != nil {
 		return err
 	}
 	return n.enqueue(tx, c, envelope.Content{Accept: news})
 }
 
-func (n *Node) news(tx *store.Tx) (*envelope.News, error) {
+// news is what c is told of this account, and notes that they were.
+func (n *Node) news(tx *store.Tx, c *store.Contact) (*envelope.News, error) {
 	row, err := store.Selves.Get(tx, store.SelfKey())
 	if err != nil {
 		return nil, err
 	}
-	return &envelope.News{Manifest: row.Manifest, Profile: n.profile(row)}, nil
+	c.ProfileSent = profileMark(row)
+	return &envelope.News{Manifest: row.Manifest, Profile: n.profile(row)}, saveContact(tx, c)
 }
 
-// tellContacts tells every contact that may be written to.
-func (n *Node) tellContacts(tx *store.Tx) error {
-	for row, err := range store.Contacts.Scan(tx, nil, nil) {
+// profileMark names what contacts have to be told: name, lookup secret and
+// manifest. Addresses are found anew.
+func profileMark(row *store.Self) []byte {
+	h := sha256.New()
+	fmt.Fprintf(h, "%d %q %x", row.Generation, row.Name, row.LookupSecret)
+	return h.Sum(nil)
+}
+
+// tellAtOnce bounds how many contacts are told in one transaction.
+const tellAtOnce = 64
+
+// tellContacts tells every contact that may be written to and does not know
+// what changed about this account, until ctx ends. What is left when the node
+// stops is told after the next start.
+func (n *Node) tellContacts(ctx context.Context) error {
+	for {
+		told := 0
+		err := n.store.Update(func(tx *store.Tx) error {
+			me, err := store.Selves.Get(tx, store.SelfKey())
+			if err != nil {
+				return err
+			}
+			mark := profileMark(me)
+			for row, err := range store.Contacts.Scan(tx, nil, nil) {
+				if err != nil {
+					return err
+				}
+				c := row.Value
+				if !sendable(c.State) || slices.Equal(c.ProfileSent, mark) {
+					continue
+				}
+				if err := n.tell(tx, c); err != nil {
+					return err
+				}
+				if told++; told == tellAtOnce {
+					return nil
+				}
+			}
+			return nil
+		})
 		if err != nil {
 			return err
 		}
-		if !sendable(row.Value.State) {
+		if told == tellAtOnce {
 			continue
 		}
-		if err := n.tell(tx, row.Value); err != nil {
-			return err
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.untold:
 		}
 	}
-	return nil
 }
 
 func accountOf(c *store.Contact) identity.Account { return identity.Account(c.Account) }
@@ -556,6 +654,10 @@ func (n *Node) detail(c *store.Contact) string {
 
 // lookalike warns of a request whose profile name resembles a contact's.
 func lookalike(tx *store.Tx, c *store.Contact) string {
+	seems := skeleton(c.ProfileName)
+	if seems == "" {
+		return ""
+	}
 	for row, err := range store.Contacts.Scan(tx, nil, nil) {
 		if err != nil {
 			return ""
@@ -564,7 +666,7 @@ func lookalike(tx *store.Tx, c *store.Contact) string {
 		if other.State == store.Contact_REQUEST || slices.Equal(other.Account, c.Account) {
 			continue
 		}
-		if skeleton(c.ProfileName) == skeleton(other.Name) || skeleton(c.ProfileName) == skeleton(other.ProfileName) {
+		if seems == skeleton(other.Name) || seems == skeleton(other.ProfileName) {
 			return "not the " + other.Name + " you know"
 		}
 	}

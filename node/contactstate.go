@@ -70,7 +70,15 @@ func advance(c *store.Contact, ev contactEvent) bool {
 	from := c.State
 	switch ev {
 	case evUnblock:
-		if from == store.Contact_BLOCKED {
+		if from != store.Contact_BLOCKED {
+			break
+		}
+		switch { // what waited for the user before still does
+		case len(c.NewAccount) > 0:
+			c.State = store.Contact_KEY_CHANGED
+		case len(c.HeldManifest) > 0:
+			c.State = store.Contact_HELD
+		default:
 			c.State, c.Before = c.Before, store.Contact_UNSPECIFIED
 		}
 	case evTrust:

@@ -41,6 +41,25 @@ func TestContactStateMachine(t *testing.T) {
 	}
 }
 
+// What waited for the user before a block still does after it.
+func TestUnblockingDecidesNothing(t *testing.T) {
+	changed := &store.Contact{State: store.Contact_ACCEPTED, NewAccount: []byte("another key")}
+	advance(changed, evOtherKey)
+	held := &store.Contact{State: store.Contact_ACCEPTED, HeldManifest: []byte("another device")}
+	advance(held, evNewDevice)
+	for _, c := range []*store.Contact{changed, held} {
+		was := c.State
+		advance(c, evBlock)
+		if advance(c, evUnblock); c.State != was {
+			t.Errorf("%v, blocked and unblocked: %v", was, c.State)
+		}
+		c.NewAccount, c.HeldManifest = nil, nil
+		if advance(c, evTrust); c.State != store.Contact_ACCEPTED {
+			t.Errorf("%v, trusted: %v", was, c.State)
+		}
+	}
+}
+
 // Nothing that a peer says ends a hold or a block.
 func TestNoPeerEventEndsAHold(t *testing.T) {
 	for _, held := range []store.Contact_State{store.Contact_BLOCKED, store.Contact_KEY_CHANGED} {

@@ -158,6 +158,9 @@ func (n *Node) startSession(a identity.Account, answer *wire.PreKeyAnswer) error
 		if !sendable(c.State) {
 			return nil // held: the new device waits for the user
 		}
+		if kept, err := identity.OpenManifest(c.Manifest, a, now); err == nil && manifest.Generation < kept.Generation {
+			return errors.New("their node answered with keys that are out of date")
+		}
 		me, err := store.Selves.Get(tx, store.SelfKey())
 		if err != nil {
 			return err

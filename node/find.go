@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
@@ -28,56 +29,96 @@ const (
 // errNotFound says that nobody who was asked knows where the contact is.
 var errNotFound = errors.New("nobody who was asked knows where they are")
 
-// A finding route is a transport key that a contact said is theirs.
-//
-// routes maps transport keys to the account they belong to. What it says of a
-// peer is a hint: an account is proven by a session, never by a connection.
+// routes are the transport keys that contacts say are theirs. Anybody can say
+// so of anybody's key; only who holds it can be heard over it. What routes says
+// of a peer is a hint all the same: an account is proven by a session, never by
+// a connection.
 type routes struct {
-	mu sync.Mutex // guards m; never held across a wait
-	m  map[peer.ID]identity.Account
+	mu     sync.Mutex // guards what follows; never held across a wait
+	claims map[peer.ID][]identity.Account
+	proven map[peer.ID]identity.Account // the one of claims who was heard over it last
 }
 
 func (r *routes) set(c *store.Contact) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.m == nil {
-		r.m = make(map[peer.ID]identity.Account)
-	}
-	for id, a := range r.m {
-		if a == accountOf(c) {
-			delete(r.m, id)
-		}
-	}
+	a := accountOf(c)
+	ids := make(map[peer.ID]bool)
 	for _, e := range endpointsOf(c.Endpoints) {
-		r.m[peerOf(e.Transport)] = accountOf(c)
+		ids[peerOf(e.Transport)] = true
+	}
+	r.dropLocked(a, ids)
+	if r.claims == nil {
+		r.claims = make(map[peer.ID][]identity.Account)
+		r.proven = make(map[peer.ID]identity.Account)
+	}
+	for id := range ids {
+		if !slices.Contains(r.claims[id], a) {
+			r.claims[id] = append(r.claims[id], a)
+		}
 	}
 }
 
 func (r *routes) drop(a identity.Account) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id, b := range r.m {
-		if a == b {
-			delete(r.m, id)
+	r.dropLocked(a, nil)
+}
+
+// dropLocked forgets what a said of its keys, but for those kept.
+func (r *routes) dropLocked(a identity.Account, keep map[peer.ID]bool) {
+	for id, list := range r.claims {
+		if keep[id] || !slices.Contains(list, a) {
+			continue
 		}
+		if r.proven[id] == a {
+			delete(r.proven, id)
+		}
+		if len(list) == 1 {
+			delete(r.claims, id)
+			continue
+		}
+		r.claims[id] = slices.DeleteFunc(slices.Clone(list), func(b identity.Account) bool { return a == b })
 	}
 }
 
-// account returns whose transport key p is believed to be.
+// prove notes that a was heard over p.
+func (r *routes) prove(p peer.ID, a identity.Account) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if slices.Contains(r.claims[p], a) {
+		r.proven[p] = a
+	}
+}
+
+// account returns whose transport key p is believed to be: of who was heard
+// over it, or else of the only one who says so.
 func (r *routes) account(p peer.ID) (identity.Account, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	a, ok := r.m[p]
-	return a, ok
+	if a, ok := r.proven[p]; ok {
+		return a, true
+	}
+	if list := r.claims[p]; len(list) == 1 {
+		return list[0], true
+	}
+	return identity.Account{}, false
 }
 
-// peers returns the transport keys believed to be a's.
+// accounts returns who says that p is theirs.
+func (r *routes) accounts(p peer.ID) []identity.Account {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.claims[p])
+}
+
+// peers returns the transport keys that a says are theirs.
 func (r *routes) peers(a identity.Account) []peer.ID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var ids []peer.ID
-	for id, b := range r.m {
-		if a == b {
+	for id, list := range r.claims {
+		if slices.Contains(list, a) {
 			ids = append(ids, id)
 		}
 	}
@@ -274,43 +315,77 @@ func (n *Node) learnEndpoints(tx *store.Tx, c *store.Contact, es []identity.Endp
 	tx.OnCommit(func() { n.routes.set(c) })
 }
 
-// sighted commits where a contact's transport key was just reached, so that a
+// sighted commits where a contact's transport key listens now, so that a
 // restart finds it without help, and sends what waits for them.
-func (n *Node) sighted(p peer.ID) {
-	a, ok := n.routes.account(p)
+func (n *Node) sighted(e event.EvtPeerIdentificationCompleted) {
+	t, ok := transportOf(e.Peer)
 	if !ok {
 		return
 	}
-	t, ok := transportOf(p)
-	if !ok {
-		return
+	addrs := addrsNow(e)
+	for _, a := range n.routes.accounts(e.Peer) {
+		if err := n.keepAddrs(a, t, addrs); err != nil {
+			n.log.Warn("keeping the address of a contact", "err", err)
+			continue
+		}
+		n.outbox.Kick(a)
 	}
-	var addrs [][]byte
-	for _, addr := range n.host.Peerstore().Addrs(p) {
-		if b := addr.Bytes(); len(addrs) < protocol.MaxAddrs && len(b) <= protocol.MaxAddr {
+}
+
+// addrsNow returns where a peer that was just identified listens: the address
+// at which it was reached, if we dialled, and those it tells. The address book
+// would add those of before.
+func addrsNow(e event.EvtPeerIdentificationCompleted) (addrs [][]byte) {
+	list := e.ListenAddrs
+	if e.Conn.Stat().Direction == network.DirOutbound {
+		list = append([]multiaddr.Multiaddr{e.Conn.RemoteMultiaddr()}, list...)
+	}
+	for _, a := range list {
+		b := a.Bytes()
+		if len(addrs) < protocol.MaxAddrs && len(b) <= protocol.MaxAddr &&
+			!slices.ContainsFunc(addrs, func(known []byte) bool { return slices.Equal(known, b) }) {
 			addrs = append(addrs, b)
 		}
 	}
+	return addrs
+}
+
+// keepAddrs commits the addresses of a contact's transport key, if they are not
+// those of before.
+func (n *Node) keepAddrs(a identity.Account, t identity.Transport, addrs [][]byte) error {
 	if len(addrs) == 0 {
-		return
+		return nil
 	}
-	err := n.store.Update(func(tx *store.Tx) error {
+	changed := func(tx *store.Tx) (*store.Contact, bool, error) {
 		c, err := store.Contacts.Get(tx, store.ContactKey(a))
-		if err != nil {
-			return err
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, false, nil
 		}
-		for _, e := range c.Endpoints {
-			if slices.Equal(e.TransportKey, t[:]) {
-				e.Addrs = addrs
-			}
+		if err != nil {
+			return nil, false, err
+		}
+		i := slices.IndexFunc(c.Endpoints, func(e *store.Endpoint) bool { return slices.Equal(e.TransportKey, t[:]) })
+		if i < 0 || slices.EqualFunc(c.Endpoints[i].Addrs, addrs, slices.Equal) {
+			return c, false, nil
+		}
+		c.Endpoints[i].Addrs = addrs
+		return c, true, nil
+	}
+	var stale bool
+	err := n.store.View(func(tx *store.Tx) (err error) {
+		_, stale, err = changed(tx)
+		return err
+	})
+	if err != nil || !stale {
+		return err
+	}
+	return n.store.Update(func(tx *store.Tx) error {
+		c, ok, err := changed(tx)
+		if err != nil || !ok {
+			return err
 		}
 		return saveContact(tx, c)
 	})
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		n.log.Warn("keeping the address of a contact", "err", err)
-		return
-	}
-	n.outbox.Kick(a)
 }
 
 // dropDead closes the older QUIC connections of a contact who came back from
@@ -319,19 +394,41 @@ func (n *Node) sighted(p peer.ID) {
 // same port the new process answers with a stateless reset.)
 func (n *Node) dropDead(fresh network.Conn) {
 	p := fresh.RemotePeer()
-	if _, contact := n.routes.account(p); !contact || !isQUIC(fresh) {
+	if len(n.routes.accounts(p)) == 0 || !isQUIC(fresh) {
 		return
 	}
 	for _, c := range n.host.Network().ConnsToPeer(p) {
-		if isQUIC(c) && c.Stat().Opened.Before(fresh.Stat().Opened) && !c.RemoteMultiaddr().Equal(fresh.RemoteMultiaddr()) {
+		if isQUIC(c) && fresh.Stat().Opened.Sub(c.Stat().Opened) > bothDialled && !c.RemoteMultiaddr().Equal(fresh.RemoteMultiaddr()) {
 			c.Close() //nolint:errcheck // it is dead
 		}
 	}
 }
 
+// bothDialled is how far apart two connections may be that came about because
+// both sides dialled at once: neither is dead.
+const bothDialled = 3 * time.Second
+
 func isQUIC(c network.Conn) bool {
 	_, err := c.RemoteMultiaddr().ValueForProtocol(multiaddr.P_QUIC_V1)
 	return err == nil && !c.Stat().Limited
+}
+
+// known reports whether p is believed to belong to a contact; its streams keep
+// a place when strangers fill the others.
+func (n *Node) known(p peer.ID) bool {
+	accounts := n.routes.accounts(p)
+	if len(accounts) == 0 {
+		return false
+	}
+	known := false
+	err := n.store.View(func(tx *store.Tx) error {
+		for _, a := range accounts {
+			c, err := store.Contacts.Get(tx, store.ContactKey(a))
+			known = known || err == nil && sendable(c.State)
+		}
+		return nil
+	})
+	return known && err == nil
 }
 
 // neighbours are peers that mDNS found, newest first.

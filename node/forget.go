@@ -59,7 +59,33 @@ func empty(tx *store.Tx, a identity.Account) (more bool, err error) {
 			return errors.Join(err, store.Messages.Delete(tx, key))
 		})
 	}
+	if err == nil {
+		err = wipe(tx, store.SeenIDs, a[:], &left, nil)
+	}
 	return left <= 0, err
+}
+
+// blank takes from the journal's events after since what they say of an account,
+// and returns the last event it looked at, or 0 at the end. The events stay:
+// the journal has no gaps.
+func blank(tx *store.Tx, a identity.Account, since uint64) (last uint64, err error) {
+	left := emptyAtOnce
+	for row, err := range store.Journal.Scan(tx, nil, store.JournalKey(since+1)) {
+		if err != nil {
+			return 0, err
+		}
+		if left--; left < 0 {
+			return last, nil
+		}
+		last = row.Key.Order()
+		if e := row.Value; slices.Equal(e.Account, a[:]) {
+			bare := &store.Event{Type: e.Type, Time: e.Time, State: e.State}
+			if err := store.Journal.Put(tx, row.Key, bare); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return 0, nil
 }
 
 // wipe deletes up to left rows of a table under a prefix, and with each what

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/libp2p/go-libp2p"
@@ -39,7 +40,6 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	}
 	opts := []libp2p.Option{
 		libp2p.Identity(key),
-		libp2p.ListenAddrStrings(cfg.Listen...),
 		libp2p.UserAgent(protocol.Agent),
 		libp2p.ProtocolVersion(protocol.Agent),
 		libp2p.ConnectionManager(manager),
@@ -79,9 +79,19 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	if cfg.NoAddressDiscovery {
 		opts = append(opts, libp2p.DisableIdentifyAddressDiscovery())
 	}
-	h, err := libp2p.New(opts...)
+	listen := make([]multiaddr.Multiaddr, len(cfg.Listen))
+	for i, s := range cfg.Listen {
+		listen[i] = multiaddr.StringCast(s) // checked by withDefaults
+	}
+	// Listening is a step of its own: a New that fails to listen leaves half of
+	// a host running. The option comes after those for relays, which it would
+	// switch off otherwise.
+	h, err := libp2p.New(append(opts, libp2p.NoListenAddrs)...)
 	if err != nil {
 		return nil, fmt.Errorf("starting the network: %w", err)
+	}
+	if err := h.Network().Listen(listen...); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting the network: %w", err), h.Close())
 	}
 	return h, nil
 }

@@ -68,6 +68,7 @@ type Node struct {
 	rolledBack   bool
 	own          records
 	stale        chan struct{} // republish sends, keepRecords receives; capacity 1: one note is enough
+	untold       chan struct{} // rotateLookup sends, tellContacts receives; likewise
 	hostUp       atomic.Bool   // host is set
 
 	stop    context.CancelFunc
@@ -88,7 +89,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n := &Node{
-		cfg: cfg, log: cfg.Log, store: cfg.Store, changed: newBroadcast(), stale: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Log, store: cfg.Store, changed: newBroadcast(), stale: make(chan struct{}, 1), untold: make(chan struct{}, 1),
 		started: time.Now(), rolledBack: cfg.Store.RolledBack(),
 	}
 	defer func() {
@@ -100,7 +101,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.sessions = session.New(session.Config{
-		Key: n.self.device, Account: n.account(), Rand: cfg.Rand, Observe: cfg.Observe,
+		Key: n.self.device, Account: n.account(), Rand: cfg.Rand, Observe: cfg.Observe, Stranger: n.mayIntroduce,
 	})
 	if n.rolledBack {
 		if err := n.afterRollback(); err != nil {
@@ -122,7 +123,10 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.run()
-	return n, ctx.Err()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return n, nil
 }
 
 // run starts what runs until Close.
@@ -131,8 +135,8 @@ func (n *Node) run() {
 	n.stop = stop
 	n.group, ctx = errgroup.WithContext(ctx)
 	n.removed = append(n.removed,
-		stream.Handle(n.host, protocol.StreamMessage, stream.Limits{}, n.serveMessages),
-		stream.Handle(n.host, protocol.StreamPreKey, stream.Limits{PeerRate: 20, Rate: 200}, n.servePreKey),
+		stream.Handle(n.host, protocol.StreamMessage, stream.Limits{Known: n.known}, n.serveMessages),
+		stream.Handle(n.host, protocol.StreamPreKey, stream.Limits{PeerRate: 20, Rate: 200, Known: n.known}, n.servePreKey),
 	)
 	for _, part := range []struct {
 		name string
@@ -142,6 +146,7 @@ func (n *Node) run() {
 		{"dht", n.dht.Run},
 		{"publisher", func(ctx context.Context) error { return n.dht.RunPublisher(ctx, publication{n}) }},
 		{"records", n.keepRecords},
+		{"news", n.tellContacts},
 		{"outbox", n.outbox.Run},
 		{"network", n.watchNetwork},
 		{"greeting", n.greet},
@@ -191,6 +196,7 @@ func (n *Node) Close() error {
 		}
 		errs = append(errs, n.store.Close())
 		n.closed = errors.Join(errs...)
+		n.changed.wake() // whoever waits for a change learns that there is none to come
 	})
 	return n.closed
 }
@@ -297,7 +303,7 @@ func (n *Node) watchNetwork(ctx context.Context) error {
 			switch e := e.(type) {
 			case event.EvtPeerIdentificationCompleted:
 				n.dropDead(e.Conn)
-				n.sighted(e.Peer)
+				n.sighted(e)
 			case event.EvtLocalReachabilityChanged:
 				n.reachability.Store(int32(e.Reachability))
 				n.republish()
@@ -308,8 +314,12 @@ func (n *Node) watchNetwork(ctx context.Context) error {
 	}
 }
 
-// maxFound is how many nodes that mDNS found may wait to be met.
-const maxFound = 32
+// Bounds on nodes that mDNS found: how many wait to be met, and how many are
+// met at once. Anybody on the network can announce any number.
+const (
+	maxFound    = 32
+	maxMeetings = 8
+)
 
 // watchNeighbours meets the nodes that mDNS finds on this network, and tries
 // contacts that are not found yet, as a new one may be one of them.
@@ -319,6 +329,7 @@ func (n *Node) watchNeighbours(ctx context.Context) error {
 	}
 	found := make(chan peer.AddrInfo, maxFound) // mDNS sends without waiting, the loop below receives; nobody closes it
 	var g errgroup.Group
+	g.SetLimit(1 + maxMeetings)
 	g.Go(func() error {
 		return dht.NewMDNS(n.host, func(info peer.AddrInfo) {
 			select {
@@ -335,14 +346,21 @@ func (n *Node) watchNeighbours(ctx context.Context) error {
 			if info.ID == n.host.ID() || n.neighbours.has(info.ID) && n.up(info.ID) {
 				continue
 			}
-			dialling, cancel := context.WithTimeout(ctx, dialTime)
-			err := n.host.Connect(dialling, info)
-			cancel()
-			if err == nil {
-				n.neighbours.add(info.ID)
-				n.kickWaiting()
-			}
+			g.TryGo(func() error { // if all are busy it will be found again
+				n.meet(ctx, info)
+				return nil
+			})
 		}
+	}
+}
+
+// meet connects to a node on this network.
+func (n *Node) meet(ctx context.Context, info peer.AddrInfo) {
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	if n.host.Connect(ctx, info) == nil {
+		n.neighbours.add(info.ID)
+		n.kickWaiting()
 	}
 }
 

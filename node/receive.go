@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+	"google.golang.org/protobuf/proto"
+
 	"starling/node/outbox"
 	"starling/node/session"
 	"starling/node/store"
@@ -13,13 +16,15 @@ import (
 	"starling/protocol"
 	"starling/protocol/envelope"
 	"starling/protocol/identity"
+	"starling/protocol/prekey"
 	"starling/protocol/wire"
 )
 
 // Bounds on what people who are not contacts can leave here.
 const (
-	maxRequests       = 100 // contact requests at once; further ones are dropped
-	maxRequestEntries = 8   // messages of one request; further ones are dropped
+	maxRequests        = 100 // contact requests at once; further ones are dropped
+	maxRequestEntries  = 8   // messages of one request; further ones wait at their sender
+	maxRequestContents = 16  // contents of one request, of whatever kind; likewise
 )
 
 // serveMessages answers deliveries, one after another.
@@ -36,38 +41,70 @@ func (n *Node) serveMessages(_ context.Context, conn *stream.Conn) error {
 		if len(d.Envelopes) == 0 || len(d.Envelopes) > protocol.MaxBatch {
 			return fmt.Errorf("node: a delivery of %d envelopes", len(d.Envelopes))
 		}
-		var from *identity.Account
-		if a, ok := n.routes.account(conn.Remote()); ok {
-			from = &a
-		}
-		answer := &wire.DeliveryAnswer{Outcomes: make([]*wire.Outcome, len(d.Envelopes))}
-		err = n.store.Update(func(tx *store.Tx) error {
-			for i, e := range d.Envelopes {
-				o, err := n.receive(tx, from, e)
-				if err != nil {
-					return err
-				}
-				answer.Outcomes[i] = o
-			}
-			return nil
-		})
+		outcomes, err := n.receiveAll(conn.Remote(), d.Envelopes)
 		if err != nil {
 			return err
 		}
-		if err := conn.Write(wire.Marshal(answer)); err != nil {
+		if err := conn.Write(wire.Marshal(&wire.DeliveryAnswer{Outcomes: outcomes})); err != nil {
 			return err
 		}
 	}
 }
 
-// errDrop undoes what an envelope did and answers that it was dropped.
-var errDrop = errors.New("node: dropped")
+// receiveAll takes the envelopes of a delivery in order, in as few transactions
+// as hold them. What follows one that does not open is not looked at: it was
+// sent later, and will be sent again after it.
+func (n *Node) receiveAll(p peer.ID, envelopes [][]byte) ([]*wire.Outcome, error) {
+	outcomes := make([]*wire.Outcome, 0, len(envelopes))
+	for len(outcomes) < len(envelopes) {
+		before := len(outcomes)
+		err := n.store.Update(func(tx *store.Tx) error {
+			for _, e := range envelopes[before:] {
+				o, opens, err := n.receive(tx, p, e)
+				switch {
+				case errors.Is(err, store.ErrTooBig) && len(outcomes) > before:
+					return nil // the next transaction has room for it
+				case errors.Is(err, store.ErrTooBig):
+					n.log.Error("an envelope does not fit into a transaction", "size", len(e))
+					o, opens = dropped(), false
+				case err != nil:
+					return err
+				}
+				outcomes = append(outcomes, o)
+				if !opens {
+					for len(outcomes) < len(envelopes) {
+						outcomes = append(outcomes, &wire.Outcome{Status: wire.Status_STATUS_BUSY})
+					}
+					return nil
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return outcomes, nil
+}
 
-// receive opens one envelope and commits all that follows from it, or nothing.
-// The error is one of the store.
-func (n *Node) receive(tx *store.Tx, from *identity.Account, e []byte) (*wire.Outcome, error) {
-	outcome := &wire.Outcome{Status: wire.Status_STATUS_DROPPED}
-	err := tx.Try(func(tx *store.Tx) error {
+func dropped() *wire.Outcome { return &wire.Outcome{Status: wire.Status_STATUS_DROPPED} }
+
+// Both undo what an envelope did.
+var (
+	errDrop = errors.New("node: dropped") // and answer that it was dropped
+	errHold = errors.New("node: held")    // and answer that it may be accepted later
+)
+
+// receive opens one envelope that came from p, and commits all that follows
+// from it, or nothing. opens is false if nobody can say what is in it. The
+// error is one of the store.
+func (n *Node) receive(tx *store.Tx, p peer.ID, e []byte) (outcome *wire.Outcome, opens bool, err error) {
+	outcome = dropped()
+	var from *identity.Account
+	if a, ok := n.routes.account(p); ok {
+		from = &a
+	}
+	err = tx.Try(func(tx *store.Tx) error {
 		now := time.Now()
 		o, err := n.sessions.Open(tx, now, from, e)
 		if again, ok := errors.AsType[*session.Duplicate](err); ok {
@@ -79,6 +116,7 @@ func (n *Node) receive(tx *store.Tx, from *identity.Account, e []byte) (*wire.Ou
 		if err != nil {
 			return err
 		}
+		tx.OnCommit(func() { n.routes.prove(p, o.Peer) })
 		if o.Content != nil {
 			if err := n.take(tx, now, c, o.Content); err != nil {
 				return err
@@ -94,14 +132,18 @@ func (n *Node) receive(tx *store.Tx, from *identity.Account, e []byte) (*wire.Ou
 	bad, undecryptable := errors.AsType[*session.Undecryptable](err)
 	switch {
 	case err == nil:
-		return outcome, nil
+		return outcome, true, nil
 	case undecryptable:
 		n.log.Info("an envelope does not open", "reason", bad.Answer.Reason)
-		return &wire.Outcome{Status: wire.Status_STATUS_ERROR, Error: bad.Answer}, nil
-	case errors.Is(err, session.ErrDrop), errors.Is(err, errDrop):
-		return &wire.Outcome{Status: wire.Status_STATUS_DROPPED}, nil
+		return &wire.Outcome{Status: wire.Status_STATUS_ERROR, Error: bad.Answer}, false, nil
+	case errors.Is(err, session.ErrDrop):
+		return dropped(), false, nil
+	case errors.Is(err, errDrop):
+		return dropped(), true, nil
+	case errors.Is(err, errHold):
+		return &wire.Outcome{Status: wire.Status_STATUS_HELD}, true, nil
 	}
-	return nil, err
+	return nil, false, err
 }
 
 // sender returns the contact that an opened envelope is from. A first message
@@ -139,17 +181,13 @@ func (n *Node) introduced(tx *store.Tx, now time.Time, c *store.Contact, o *sess
 		ev = evAdmitted
 	}
 	if was == store.Contact_UNSPECIFIED && ev == evAsked {
-		if full, err := requestsFull(tx); err != nil || full {
-			return errors.Join(errDrop, err)
+		if err := mayAsk(tx, now, o.Peer); err != nil {
+			return err
 		}
 	}
 	advance(c, ev)
 	if c.Name == "" {
-		name := o.New.Profile.Name
-		if name == "" {
-			name = o.Peer.Short()
-		}
-		if err := n.rename(tx, c, name, false); err != nil {
+		if err := n.rename(tx, c, shownName(o.Peer, o.New.Profile.Name), false); err != nil {
 			return err
 		}
 	}
@@ -197,31 +235,93 @@ func (n *Node) admits(tx *store.Tx, now time.Time, o *session.Opened) (*store.In
 	return invite, nil
 }
 
-func requestsFull(tx *store.Tx) (bool, error) {
+// mayIntroduce is asked by the session manager about a first message from
+// somebody who is no contact, before anything costly is done for them.
+func (n *Node) mayIntroduce(tx *store.Tx, now time.Time, in *prekey.Introduced) (bool, error) {
+	if in.TokenID != nil {
+		invite, err := store.Invites.Get(tx, store.InviteKey(*in.TokenID))
+		if err == nil && !invite.Public && inviteOpen(invite, now) {
+			return true, nil // whether the token is right shows once the session is there
+		}
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return false, err
+		}
+	}
+	err := mayAsk(tx, now, in.Peer.Account)
+	if errors.Is(err, errDrop) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// mayAsk returns errDrop if a stranger's request is not even listed: too many
+// wait, or this one was rejected lately.
+func mayAsk(tx *store.Tx, now time.Time, a identity.Account) error {
+	row, err := store.SeenIDs.Get(tx, rejectedKey(a))
+	if err == nil && now.UnixMilli() < row.Dies {
+		return errDrop
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
 	waiting := 0
 	for row, err := range store.Contacts.Scan(tx, nil, nil) {
 		if err != nil {
-			return false, err
+			return err
 		}
 		if row.Value.State == store.Contact_REQUEST {
 			waiting++
 		}
 	}
-	return waiting >= maxRequests, nil
+	if waiting >= maxRequests {
+		return errDrop
+	}
+	return nil
+}
+
+// rejectedKey is where it stands that an account's request was rejected: its
+// node would ask again within seconds. No content has the zero ID but by
+// chance, and then its sender is the one to lose by it.
+func rejectedKey(a identity.Account) store.RowKey { return store.SeenKey(a, envelope.ID{}) }
+
+// shownName is the name under which somebody who was not named by the user
+// first appears.
+func shownName(a identity.Account, profile string) string {
+	if name, err := cleanContactName(profile); err == nil {
+		return name
+	}
+	return a.Short() // no name, or one that passes for an account ID
 }
 
 // take acts on a content that was opened. A content that does not parse came
 // from a broken peer: it is acknowledged, so that it is not sent for ever, and
-// nothing is shown.
+// nothing is shown. Of a request nothing is kept that shows nothing, since
+// each envelope costs rows and its sender is a stranger.
 func (n *Node) take(tx *store.Tx, now time.Time, c *store.Contact, b []byte) error {
+	asks := c.State == store.Contact_REQUEST
 	content, err := envelope.ParseContent(b)
 	if err != nil {
 		n.log.Warn("a content does not parse", "err", err)
+		if asks {
+			return errDrop
+		}
 		return nil
 	}
 	key := store.SeenKey(accountOf(c), content.ID)
 	if seen, err := store.SeenIDs.Has(tx, key); err != nil || seen {
+		if seen && asks {
+			return errHold
+		}
 		return err
+	}
+	if asks {
+		full, err := atLeast(tx, store.SeenIDs, accountOf(c), maxRequestContents, nil)
+		if err != nil {
+			return err
+		}
+		if full {
+			return errHold
+		}
 	}
 	if err := store.SeenIDs.Put(tx, key, &store.Seen{Dies: now.Add(protocol.DedupeLife).UnixMilli()}); err != nil {
 		return err
@@ -245,10 +345,16 @@ func (n *Node) take(tx *store.Tx, now time.Time, c *store.Contact, b []byte) err
 
 func (n *Node) takeText(tx *store.Tx, now time.Time, c *store.Contact, content *envelope.Content) error {
 	if !now.Before(content.Expires) {
-		return nil // its sender was told that it failed (SPEC §7.3)
+		return errDrop // its sender says that it failed (SPEC §7.3), and must not say that it arrived
 	}
-	if c.State == store.Contact_REQUEST && c.Unread >= maxRequestEntries {
-		return errDrop
+	if c.State == store.Contact_REQUEST {
+		full, err := atLeast(tx, store.History, accountOf(c), maxRequestEntries, func(e *store.Entry) bool { return !e.Notice })
+		if err != nil {
+			return err
+		}
+		if full {
+			return errHold
+		}
 	}
 	c.Unread++
 	if err := saveContact(tx, c); err != nil {
@@ -262,6 +368,26 @@ func (n *Node) takeText(tx *store.Tx, now time.Time, c *store.Contact, content *
 		return err
 	}
 	return n.record(tx, &store.Event{Type: "message", Id: content.ID[:], State: "received", From: c.Account, Text: *content.Text}, c)
+}
+
+// atLeast reports whether an account has n rows of a table that count; nil
+// counts all.
+func atLeast[T any, P interface {
+	*T
+	proto.Message
+}](tx *store.Tx, table store.Table[T, P], a identity.Account, n int, counts func(P) bool) (bool, error) {
+	for row, err := range table.Scan(tx, a[:], nil) {
+		if err != nil {
+			return false, err
+		}
+		if counts == nil || counts(row.Value) {
+			n--
+		}
+		if n <= 0 {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // acceptedUs notes that a contact took us as one.

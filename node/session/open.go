@@ -235,6 +235,13 @@ func (m *Manager) openFirst(tx *store.Tx, now time.Time, from *identity.Account,
 	if blocked(contact) || !receiveFrom(contact, peer.Device, peer.DH[:]) && !newer(&in, contact) {
 		return Opened{}, ErrDrop
 	}
+	if contact == nil {
+		if welcome, err := m.cfg.Stranger(tx, now, &in); err != nil {
+			return Opened{}, err
+		} else if !welcome {
+			return Opened{}, ErrDrop
+		}
+	}
 	cannot := func(reason wire.Reason) error {
 		return m.answer(peer.Account, peer.Device, peer.DH, hash, id, reason)
 	}

@@ -108,6 +108,10 @@ type Config struct {
 	// Capabilities is what this device understands; it is in every transcript.
 	Capabilities uint64
 
+	// Stranger is asked about who introduced themselves and is no contact, before
+	// a key is agreed with them: false drops the message. Default: all may.
+	Stranger func(tx *store.Tx, now time.Time, in *prekey.Introduced) (bool, error)
+
 	// Observe is told of every message sealed, inside the transaction. Default:
 	// nobody is.
 	Observe ratchet.Observer
@@ -132,6 +136,9 @@ type Manager struct {
 func New(cfg Config) *Manager {
 	if cfg.Key == nil || cfg.Rand == nil || cfg.Account == (identity.Account{}) {
 		panic("session: internal error: Config lacks a required field")
+	}
+	if cfg.Stranger == nil {
+		cfg.Stranger = func(*store.Tx, time.Time, *prekey.Introduced) (bool, error) { return true, nil }
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(ratchet.Observation) {}
