@@ -12,7 +12,7 @@ func TestLinkAloneIsEnough(t *testing.T) {
 	for name, addr := range map[string]string{"tcp": "/ip4/127.0.0.1/tcp/0", "quic": "/ip4/127.0.0.1/udp/0/quic-v1"} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			a, b := w.person("Ada", listening(addr)), w.person("Bo", listening(addr))
+			a, b := w.person("Ada", listening(addr), quick), w.person("Bo", listening(addr), quick)
 			a.meet(b)
 			b.tell(a, "from the bearer")
 			a.tell(b, "from the inviter")

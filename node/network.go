@@ -179,28 +179,39 @@ func (n *Node) republish() {
 	}
 }
 
-// keepRecords keeps the own records current.
+// makeRecords makes the own records of today anew.
+func (n *Node) makeRecords() error {
+	now := time.Now()
+	list, err := n.recordsOf(now, prekey.DayOf(now))
+	if err != nil {
+		return err
+	}
+	own := make([][]byte, len(list))
+	for i, r := range list {
+		own[i] = r.Bytes
+	}
+	n.own.p.Store(&own)
+	return nil
+}
+
+// keepRecords keeps the own records current. What fails, as on a full disk, is
+// tried again with the next change.
 func (n *Node) keepRecords(ctx context.Context) error {
 	tick := time.NewTicker(recordEvery)
 	defer tick.Stop()
+	n.dht.Kick()
 	for {
-		now := time.Now()
-		list, err := n.recordsOf(now, prekey.DayOf(now))
-		if err != nil {
-			return err
-		}
-		own := make([][]byte, len(list))
-		for i, r := range list {
-			own[i] = r.Bytes
-		}
-		n.own.p.Store(&own)
-		n.dht.Kick()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-n.stale:
 		case <-tick.C:
 		}
+		if err := n.makeRecords(); err != nil {
+			n.log.Warn("making the records of today", "err", err)
+			continue
+		}
+		n.dht.Kick()
 	}
 }
 

@@ -112,6 +112,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.hostUp.Store(true)
+	if err := n.makeRecords(); err != nil { // before anybody can ask for them
+		return nil, fmt.Errorf("making the records of today: %w", err)
+	}
 	if err := n.openDHT(); err != nil {
 		return nil, err
 	}

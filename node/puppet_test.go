@@ -4,8 +4,6 @@ import (
 	crand "crypto/rand"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/peer"
-
 	"starling/node/session"
 	"starling/node/store"
 	"starling/node/stream"
@@ -251,5 +249,3 @@ func rows(p *person, count func(tx *store.Tx) (int, error)) int {
 	}
 	return n
 }
-
-var _ = peer.ID("")

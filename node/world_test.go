@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +17,6 @@ import (
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/multiformats/go-multiaddr"
 	"go.uber.org/goleak"
 
 	"starling/dht"
@@ -431,11 +429,6 @@ func (w *world) bare(link string) string {
 	return l.String()
 }
 
-func port(a multiaddr.Multiaddr) string {
-	p, _ := a.ValueForProtocol(multiaddr.P_TCP)
-	return p
-}
-
 // copyTree copies a folder.
 func copyTree(t testing.TB, from, to string) {
 	t.Helper()
@@ -446,5 +439,3 @@ func copyTree(t testing.TB, from, to string) {
 		t.Fatal(err)
 	}
 }
-
-var _ io.Reader = quickRand{}
