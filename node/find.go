@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"starling/dht/record"
 	"starling/node/store"
@@ -398,15 +399,27 @@ func (n *Node) dropDead(fresh network.Conn) {
 		return
 	}
 	for _, c := range n.host.Network().ConnsToPeer(p) {
-		if isQUIC(c) && fresh.Stat().Opened.Sub(c.Stat().Opened) > bothDialled && !c.RemoteMultiaddr().Equal(fresh.RemoteMultiaddr()) {
+		if c != fresh && isQUIC(c) && outlived(c, fresh) {
 			c.Close() //nolint:errcheck // it is dead
 		}
 	}
 }
 
-// bothDialled is how far apart two connections may be that came about because
-// both sides dialled at once: neither is dead.
+// bothDialled is how far apart two connections over different addresses may be
+// that came about because both sides dialled at once: neither is dead.
 const bothDialled = 3 * time.Second
+
+// outlived reports whether c is of an earlier process of the peer that opened
+// fresh. A process uses one port of an IP address for all its connections.
+func outlived(c, fresh network.Conn) bool {
+	older := fresh.Stat().Opened.Sub(c.Stat().Opened)
+	if older <= 0 || c.RemoteMultiaddr().Equal(fresh.RemoteMultiaddr()) {
+		return false
+	}
+	was, errWas := manet.ToIP(c.RemoteMultiaddr())
+	is, errIs := manet.ToIP(fresh.RemoteMultiaddr())
+	return errWas == nil && errIs == nil && was.Equal(is) || older > bothDialled
+}
 
 func isQUIC(c network.Conn) bool {
 	_, err := c.RemoteMultiaddr().ValueForProtocol(multiaddr.P_QUIC_V1)
