@@ -16,6 +16,13 @@ import (
 	"starling/protocol/ratchet"
 )
 
+// Modes of the DHT: programs configure the node, not its parts.
+const (
+	DHTAuto   = dht.ModeAuto   // serves unless unreachable
+	DHTServer = dht.ModeServer // always serves
+	DHTClient = dht.ModeClient // never serves
+)
+
 // A Config says what a node is made of. Zero values are the defaults of a
 // daemon on the open internet; everything that does real input or output can
 // be replaced or switched off, so that the same node runs in virtual time.
@@ -39,7 +46,7 @@ type Config struct {
 	// Bootstrap are multiaddrs with /p2p, tried besides the stored ones.
 	Bootstrap []string
 
-	// DHT is the mode of the DHT. Default: dht.ModeAuto.
+	// DHT is the mode of the DHT. Default: DHTAuto.
 	DHT dht.Mode
 
 	// Local is for networks without public addresses (demo, tests, network

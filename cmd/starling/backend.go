@@ -163,12 +163,11 @@ func (p profile) nodeConfig(s settings, o upOptions, log *slog.Logger) (node.Con
 		NoMDNS:       o.noMDNS || s.MDNS != nil && !*s.MDNS,
 	}
 	cfg.NoPortMap = cfg.Local
-	// The values of dht.Mode: programs configure the node, not its parts.
 	switch mode := orElse(o.dht.text, s.DHT.text); mode {
 	case "server":
-		cfg.DHT = 1
+		cfg.DHT = node.DHTServer
 	case "client":
-		cfg.DHT = 2
+		cfg.DHT = node.DHTClient
 	}
 	if len(cfg.Listen) > 0 {
 		return cfg, nil
