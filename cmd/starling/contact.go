@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -40,13 +42,55 @@ the command exits 7.`,
 			if err != nil {
 				return err
 			}
-			a.showChange(c, "%s is added.", "Say hello: starling send "+shellQuote(c.Name)+" hello")
+			if c, err = a.introduced(cmd.Context(), d, c); err != nil {
+				return err
+			}
+			next := "Say hello: starling send " + shellQuote(c.Name) + " hello"
+			if c.State == "pending" || c.State == "requested" {
+				next = "What you write already is sent then: starling send " + shellQuote(c.Name) + " hello"
+				if as == "" && c.ProfileName == "" {
+					next = "They are called " + shellQuote(c.Name) + " until they give their name.\n" + next
+				}
+			}
+			a.showChange(c, "%s is added.", next)
 			return a.identityChanged(c)
 		},
 	}
 	c.Flags().StringVar(&as, "as", "", "the `name` you call them by")
 	c.RegisterFlagCompletionFunc("as", a.contactNames(1, false))
 	return c
+}
+
+// introduceLimit is how long a person waits to see an added contact answer.
+// Somebody who is online does so at once, and then has a name.
+const introduceLimit = 3 * time.Second
+
+// introduced returns c as it is when they introduced themselves or the limit
+// is over. A script does not wait: it sees the state, and follows events.
+func (a *app) introduced(ctx context.Context, d daemon, c *api.Contact) (*api.Contact, error) {
+	if a.json || !a.out.terminal || !a.err.terminal {
+		return c, nil
+	}
+	waits := func() bool {
+		return c.State == "pending" || c.State == "requested" || c.State == "accepted" && c.ProfileName == ""
+	}
+	for said, end := false, time.Now().Add(introduceLimit); waits() && time.Now().Before(end); {
+		if !said {
+			said = true
+			a.note("Looking for them …")
+		}
+		if err := pause(ctx, 50*time.Millisecond); err != nil {
+			return nil, err
+		}
+		r, err := api.Call(ctx, d.ListContacts, &api.ListContactsRequest{})
+		if err != nil {
+			return nil, err
+		}
+		if i := slices.IndexFunc(r.Contacts, func(o *api.Contact) bool { return o.Account == c.Account }); i >= 0 {
+			c = r.Contacts[i]
+		}
+	}
+	return c, nil
 }
 
 // showChange prints a contact after a command changed it: what was done, the
@@ -249,6 +293,9 @@ func (a *app) contactRenameCmd() *cobra.Command {
 		Args:              exactly("CONTACT", "NAME"),
 		ValidArgsFunction: a.contactNames(0, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.TrimSpace(args[1]) == "" {
+				return usage("the name is empty")
+			}
 			d, err := a.connect(cmd.Context())
 			if err != nil {
 				return err

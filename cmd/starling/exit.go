@@ -22,6 +22,22 @@ const (
 	exitInterrupted = 130 // Ctrl-C
 )
 
+// exitHelp is what starling help exit-codes prints.
+const exitHelp = `A script may branch on the exit code. None changes its meaning.
+
+  0    done
+  1    anything without a code of its own
+  2    wrong flags or arguments, or a name that fits several contacts
+  3    the daemon does not run, or cannot be talked to
+  4    the profile is locked, or the passphrase is wrong
+  5    no such contact, message or invite
+  6    queued, but not delivered within --timeout
+  7    the contact's identity changed; nothing was sent
+  8    the daemon speaks another version of the API
+  130  interrupted by Ctrl-C
+
+With --json an error is one object on standard error: code, error and hint.`
+
 // A failure is an error with an exit code and, mostly, with what to do next.
 type failure struct {
 	code int

@@ -108,6 +108,7 @@ func (a *app) root() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
+	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean to a script", Long: exitHelp})
 	root.SetHelpCommandGroupID("more")
 	root.SetCompletionCommandGroupID("more")
 	return root
