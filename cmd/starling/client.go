@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -60,6 +64,13 @@ func (a *app) noAnswer(ctx context.Context, p profile, err error) error {
 	return err
 }
 
+// stuck is what to do about a daemon that lives and has no socket, or none
+// yet. Nothing but its process is left to reach it by.
+func (p profile) stuck() string {
+	return fmt.Sprintf("Try again in a moment. Its log is %s\nIf that says it runs, its socket in %s was removed: end the process with kill, then start it again.",
+		p.log, filepath.Join(p.dir, "run"))
+}
+
 // startLimit bounds how long a command waits for a daemon that starts.
 const startLimit = 60 * time.Second
 
@@ -104,7 +115,7 @@ func (a *app) connectAny(ctx context.Context) (daemon, *api.StatusResponse, erro
 			return nil, nil, fail(exitUnreachable, "starling is stopping").try("Start it again with: %s", p.command("up --detach"))
 		}
 		if time.Now().After(end) {
-			return nil, nil, fail(exitUnreachable, "starling is still starting after %s", spell(startLimit)).try("Its log is %s", p.log)
+			return nil, nil, fail(exitUnreachable, "starling is still starting after %s", spell(startLimit)).try("%s", p.stuck())
 		}
 		if said != st.State {
 			said = st.State
@@ -140,7 +151,7 @@ func (a *app) apiFailure(err error) *failure {
 	}
 	if e, ok := errors.AsType[*node.Error](err); ok {
 		f := fail(exitError, "%s", e.Msg)
-		f.hint = e.Hint
+		f.hint = sentence(e.Hint)
 		switch e.Kind {
 		case node.KindInvalid, node.KindAmbiguous:
 			f.code = exitUsage
@@ -169,6 +180,16 @@ func (a *app) apiFailure(err error) *failure {
 		return nil
 	}
 	return f
+}
+
+// sentence begins a hint of the daemon as ours begin. One that begins with a
+// command stays as it is to be typed.
+func sentence(s string) string {
+	if strings.HasPrefix(s, "starling ") {
+		return s
+	}
+	r, n := utf8.DecodeRuneInString(s)
+	return string(unicode.ToUpper(r)) + s[n:]
 }
 
 // done answers a command that changes something and has nothing to show: one

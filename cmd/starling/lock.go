@@ -24,10 +24,13 @@ func (a *app) stopCmd() *cobra.Command {
 			// A daemon of another version can be stopped too.
 			c, err := api.Dial(ctx, p.dir)
 			if c == nil {
-				if errors.Is(err, api.ErrStarting) {
-					return err
+				switch err = a.noAnswer(ctx, p, err); {
+				case errors.Is(err, api.ErrStarting):
+					return fail(exitUnreachable, "%s", err).try("%s", p.stuck())
+				case errors.Is(err, api.ErrNotRunning):
+					return fail(exitUnreachable, "%s", err) // nothing is left to do
 				}
-				return a.noAnswer(ctx, p, err)
+				return err
 			}
 			defer c.Close()
 			if _, err := api.Call(ctx, c.Stop, &api.StopRequest{}); err != nil {

@@ -30,8 +30,11 @@ func (a *app) statusCmd() *cobra.Command {
 			} else {
 				a.showStatus(st, time.Now())
 			}
-			if st.State == api.StateLocked {
+			switch {
+			case st.State == api.StateLocked:
 				return a.locked()
+			case st.Pid == 0:
+				a.next("%s", p.stuck())
 			}
 			return nil
 		},
@@ -60,7 +63,10 @@ func (a *app) showStatus(st *api.StatusResponse, now time.Time) {
 		name = escape(st.Name)
 	}
 	fmt.Fprintf(a.out, "%s is %s\n", a.out.paint(bold, name), a.out.paint(style, title))
-	rows := [][2]string{{"home", st.Home}, {"process", fmt.Sprint(st.Pid)}}
+	rows := [][2]string{{"home", st.Home}}
+	if st.Pid != 0 {
+		rows = append(rows, [2]string{"process", fmt.Sprint(st.Pid)})
+	}
 	if st.State == api.StateRunning {
 		people := plural(int(st.Contacts), "contact")
 		if st.Requests > 0 {

@@ -79,7 +79,7 @@ func (a *app) up(ctx context.Context, o upOptions) error {
 		}
 	}
 	if _, st, err := a.ask(ctx, p); err == nil {
-		return fail(exitError, "starling is running already (process %d)", st.Pid).try("Stop it first: %s", p.command("stop"))
+		return alreadyUp(p, st)
 	}
 	if pass == nil {
 		if pass, err = a.startPassphrase(ctx, p, o); err != nil {
@@ -90,6 +90,17 @@ func (a *app) up(ctx context.Context, o upOptions) error {
 		return a.detach(ctx, p, o, pass)
 	}
 	return a.serve(ctx, p, s, o, pass)
+}
+
+// alreadyUp is the failure of starting a node twice.
+func alreadyUp(p profile, st *api.StatusResponse) error {
+	switch {
+	case st.State == api.StateLocked:
+		return fail(exitError, "the node is up already (process %d), and locked", st.Pid).try("Unlock it with: %s", p.command("unlock"))
+	case st.Pid == 0:
+		return fail(exitError, "the node is being started already").try("%s", p.stuck())
+	}
+	return fail(exitError, "the node is up already (process %d)", st.Pid).try("To start it anew: %s && %s", p.command("stop"), p.command("up"))
 }
 
 // startPassphrase finds the passphrase of the profile, and checks it: a file
