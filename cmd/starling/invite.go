@@ -16,7 +16,8 @@ func (a *app) inviteCmd() *cobra.Command {
 	c := group("invite", "Make a link that lets somebody reach you",
 		a.inviteListCmd(), a.inviteRevokeCmd(), a.inviteRotateCmd())
 	c.Long = `Make a link that lets somebody reach you. It works once, within 7 days, and
-makes its bearer your contact at once: give it to one person you trust.
+makes its bearer your contact at once: give it to one person you trust. Whoever
+comes with a link that was used already becomes a contact request.
 
 With --public the link works for anyone and for good; those who use it become
 contact requests that you accept or reject.
@@ -52,10 +53,10 @@ The link alone goes to standard output, so that LINK=$(starling invite) works.`
 // explainInvite says beside the link what it is good for.
 func (a *app) explainInvite(i *api.Invite, now time.Time) {
 	use := fmt.Sprintf("works once; expires %s (%s)", ago(when(i.Expires), now), when(i.Expires).Local().Format("Monday 2 January, 15:04"))
-	then := "Give it to one person you trust: it makes its bearer your contact at once."
+	then, answer := "Give it to one person you trust: it makes its bearer your contact at once.", ""
 	if i.Public {
 		use = "works for anyone, until you revoke it"
-		then = "Show it to anyone. Those who use it ask first: starling contact requests"
+		then, answer = "Show it to anyone; those who use it ask first.", "See who asks: starling contact requests\n"
 	}
 	if !a.err.terminal || !a.out.terminal {
 		if i.Hint != "" {
@@ -65,7 +66,7 @@ func (a *app) explainInvite(i *api.Invite, now time.Time) {
 	}
 	fmt.Fprintln(a.err)
 	a.err.facts([2]string{"use", use}, [2]string{"reach", orElse(reachWords[i.Reach], i.Reach)}, [2]string{"", escape(i.Hint)})
-	fmt.Fprintf(a.err, "\n%s They type:\n  starling contact add %s…\n", then, i.Link[:min(len(i.Link), 20)])
+	fmt.Fprintf(a.err, "\n%s They type:\n  starling contact add %s…\n%s", then, i.Link[:min(len(i.Link), 20)], answer)
 }
 
 func (a *app) inviteListCmd() *cobra.Command {

@@ -79,7 +79,7 @@ read); it exits 6 if that takes longer than --timeout. The message stays queued.
 			return undelivered(m, wait, timeout)
 		},
 	}
-	c.Flags().StringVar(&wait, "wait", "", "return when the message is stored, delivered or read (`state`)")
+	c.Flags().StringVar(&wait, "wait", "", "return when the message reached this `state`: stored, delivered or read")
 	c.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "give up waiting after this `time`")
 	c.Flags().StringVar(&id, "id", "", "32 hexadecimal `digits` that name the message: repeating the command with them cannot send twice")
 	c.RegisterFlagCompletionFunc("wait", cobra.FixedCompletions([]cobra.Completion{"stored", "delivered", "read"}, cobra.ShellCompDirectiveNoFileComp))
