@@ -81,6 +81,9 @@ func (d *benchDaemon) start(b *testing.B) {
 		if d.c, err = api.Dial(ctx, d.home); err == nil {
 			return
 		}
+		if d.c != nil { // it starts
+			d.c.Close()
+		}
 		<-time.After(time.Millisecond)
 	}
 	b.Fatalf("the daemon does not answer: %v", err)
