@@ -247,9 +247,6 @@ func TestStolenTransportKey(t *testing.T) {
 	}
 }
 
-// account0 is the account of a person who may be stopped.
-func (p *person) account0() identity.Account { return p.id }
-
 // sessionsOf says which sessions there are with an account.
 func sessionsOf(p *person, a identity.Account) string {
 	p.w.Helper()

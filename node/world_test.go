@@ -392,8 +392,13 @@ type caller struct{ host.Host }
 // caller returns a host with the transport key of seed, or a key of its own.
 func (w *world) caller(seed []byte) caller {
 	w.Helper()
+	return w.callerAt(seed, "/ip4/127.0.0.1/tcp/0")
+}
+
+func (w *world) callerAt(seed []byte, addr string) caller {
+	w.Helper()
 	opts := []libp2p.Option{
-		libp2p.ListenAddrStrings("/ip4/127.0.0.1/tcp/0"), libp2p.DisableRelay(), libp2p.DisableMetrics(),
+		libp2p.ListenAddrStrings(addr), libp2p.DisableRelay(), libp2p.DisableMetrics(),
 		libp2p.DisableIdentifyAddressDiscovery(), libp2p.Ping(false),
 	}
 	if seed != nil {
