@@ -13,8 +13,38 @@ import (
 	"starling/node/store"
 )
 
-// Close ends everything that runs, in the middle of whatever it is, and whoever
-// waits for something is told.
+// Whoever waits for something when the node ends is told.
+func TestCloseTellsWhoWaits(t *testing.T) {
+	w := newWorld(t)
+	a := w.person("Ada")
+	a.add(w.bare(w.person("Bo").invite(false)), "Bo")
+	id := a.say("Bo", "are you there?")
+	n := a.Node
+	seen := make(chan struct{}) // closed at the newest event; what comes after it is the wait
+	ended := make(chan error, 2)
+	last := a.now()
+	go func() {
+		ended <- n.Events(w.ctx, 0, true, func(e Event) error {
+			if e.Seq == last {
+				close(seen)
+			}
+			return nil
+		})
+	}()
+	go func() {
+		_, err := n.WaitMessage(w.ctx, id, "delivered", patience)
+		ended <- err
+	}()
+	<-seen
+	a.stop()
+	for range 2 {
+		if err := <-ended; !errors.Is(err, store.ErrClosed) {
+			t.Errorf("who waited was told %v", err)
+		}
+	}
+}
+
+// Close ends everything that runs, in the middle of whatever it is.
 func TestCloseJoinsEverything(t *testing.T) {
 	w := newWorld(t)
 	a, b := w.person("Ada"), w.person("Bo", quick)
@@ -23,15 +53,8 @@ func TestCloseJoinsEverything(t *testing.T) {
 	a.keepPort()
 	n := b.Node
 	var wg sync.WaitGroup
-	ended := make(chan error, 2) // one from each that waits
-	last := b.now()
-	wg.Go(func() { ended <- n.Events(w.ctx, last, true, func(Event) error { return nil }) })
 	a.stop()
 	id := b.say("Ada", "nobody is there")
-	wg.Go(func() {
-		_, err := n.WaitMessage(w.ctx, id, "delivered", patience)
-		ended <- err
-	})
 	done := n.Done()
 	for range 4 {
 		wg.Go(func() {
@@ -47,11 +70,6 @@ func TestCloseJoinsEverything(t *testing.T) {
 	}
 	wg.Wait()
 	<-done
-	for range 2 {
-		if err := <-ended; !errors.Is(err, store.ErrClosed) {
-			t.Errorf("who waited was told %v", err)
-		}
-	}
 	if err := n.Close(); err != nil {
 		t.Errorf("closing again: %v", err)
 	}

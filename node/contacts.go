@@ -23,7 +23,7 @@ import (
 func (n *Node) AddContact(_ context.Context, text, as string) (Contact, error) {
 	link, err := identity.ParseLink(text)
 	if err != nil {
-		return Contact{}, &Error{Kind: KindInvalid, Msg: err.Error(), Hint: "copy the whole link, or ask for a new one"}
+		return Contact{}, &Error{Kind: KindInvalid, Msg: err.Error(), Hint: "ask for a new one if it stays like this"}
 	}
 	if link.Account == n.account() {
 		return Contact{}, &Error{Kind: KindInvalid, Msg: "this is your own link", Hint: "give it to somebody else"}
@@ -394,6 +394,9 @@ func contactByName(tx *store.Tx, name string) (*store.Contact, error) {
 
 func cleanContactName(name string) (string, error) {
 	name, err := identity.ParseName(name)
+	if err == nil && name == "" {
+		err = errors.New("a name cannot be empty")
+	}
 	if err == nil {
 		if _, idErr := identity.ParseAccountID(name); idErr == nil {
 			err = errors.New("a name cannot be an account ID")

@@ -98,7 +98,7 @@ func (n *Node) examineContact(who string) ([]Finding, error) {
 	now := time.Now()
 	network := Finding{Check: "network", Level: "ok", Text: view.Name + " is connected"}
 	if !view.Connected {
-		network = Finding{Check: "network", Level: "warn", Text: view.Name + " is not connected; last heard of " + heard(view.LastSeen, now)}
+		network = Finding{Check: "network", Level: "warn", Text: view.Name + " is not connected, " + heard(view.LastSeen, now)}
 		if len(c.Endpoints) == 0 {
 			network.Text = view.Name + " has no known address yet"
 		}
@@ -120,9 +120,9 @@ func (n *Node) examineContact(who string) ([]Finding, error) {
 
 func heard(t, now time.Time) string {
 	if t.IsZero() {
-		return "never"
+		return "and was not heard of yet"
 	}
-	return age(t, now)
+	return "and was last heard of " + age(t, now)
 }
 
 func recordDay(day uint32) string {

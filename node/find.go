@@ -27,8 +27,11 @@ const (
 	maxNeighbour = 16               // neighbours asked for a record
 )
 
-// errNotFound says that nobody who was asked knows where the contact is.
-var errNotFound = errors.New("nobody who was asked knows where they are")
+// What a search that failed says to the user.
+var (
+	errNotFound = errors.New("nobody who was asked knows where they are")
+	errNoAnswer = errors.New("their record was found, and none of the addresses in it answers from here")
+)
 
 // routes are the transport keys that contacts say are theirs. Anybody can say
 // so of anybody's key; only who holds it can be heard over it. What routes says
@@ -164,12 +167,14 @@ func (n *Node) reachPeer(ctx context.Context, a identity.Account) (peer.ID, erro
 	if p, ok := n.dialAny(ctx, endpointsOf(c.Endpoints)); ok {
 		return p, nil
 	}
+	missing := errNotFound
 	for _, search := range []func(context.Context, *store.Contact) ([]record.Body, error){n.askHints, n.askNeighbours, n.askDHT} {
 		bodies, err := search(ctx, c)
 		if err != nil {
 			return "", err
 		}
 		for _, body := range bodies {
+			missing = errNoAnswer
 			if err := n.found(a, body); err != nil {
 				return "", err
 			}
@@ -181,7 +186,7 @@ func (n *Node) reachPeer(ctx context.Context, a identity.Account) (peer.ID, erro
 			return "", context.Cause(ctx)
 		}
 	}
-	return "", errNotFound
+	return "", missing
 }
 
 // dialAny returns the first endpoint that is connected or can be dialled.

@@ -192,7 +192,7 @@ func (n *Node) hints() (hints []identity.Hint, reach, advice string) {
 	reach = n.reach()
 	switch reach {
 	case "lan":
-		advice = "only devices on the same network can use this link; elsewhere, add a bootstrap node that both sides reach, or announce a public address with --announce"
+		advice = "only devices on the same network can use this link; elsewhere, add a bootstrap node that both sides reach, or announce a public address (starling up --announce)"
 	case "none":
 		advice = "this node has no address that others could dial; the link works once both sides share a bootstrap node"
 	}

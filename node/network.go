@@ -144,7 +144,7 @@ func (n *Node) newBootstrap() error {
 }
 
 func parseBootstrap(addr string) (*peer.AddrInfo, identity.Transport, error) {
-	const hint = "give a multiaddr with /p2p, as starling status shows it under bootstrap"
+	const hint = "give a multiaddr with /p2p, as starling status shows it under address"
 	info, err := peer.AddrInfoFromString(addr)
 	if err != nil || len(info.Addrs) == 0 {
 		return nil, identity.Transport{}, &Error{Kind: KindInvalid, Msg: fmt.Sprintf("%q is not the address of a node", addr), Hint: hint}

@@ -367,7 +367,11 @@ func (n *Node) takeText(tx *store.Tx, now time.Time, c *store.Contact, content *
 	if err != nil {
 		return err
 	}
-	return n.record(tx, &store.Event{Type: "message", Id: content.ID[:], State: "received", From: c.Account, Text: *content.Text}, c)
+	typ := "message"
+	if c.State == store.Contact_REQUEST {
+		typ = "request" // no program should answer before the user has decided
+	}
+	return n.record(tx, &store.Event{Type: typ, Id: content.ID[:], State: "received", From: c.Account, Text: *content.Text}, c)
 }
 
 // atLeast reports whether an account has n rows of a table that count; nil

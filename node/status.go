@@ -60,7 +60,7 @@ func age(t, now time.Time) string {
 	d := now.Sub(t)
 	switch {
 	case d < time.Minute:
-		return "just now"
+		return "less than a minute ago"
 	case d < time.Hour:
 		return plural(int(d/time.Minute), "minute") + " ago"
 	case d < 24*time.Hour:

@@ -347,7 +347,7 @@ func requestOf(name string) func(Event) bool {
 
 func textOf(name, text string) func(Event) bool {
 	return func(e Event) bool {
-		return e.Type == "message" && e.Chat == name && e.State == "received" && e.Text == text
+		return (e.Type == "message" || e.Type == "request") && e.Chat == name && e.State == "received" && e.Text == text
 	}
 }
 

@@ -2141,7 +2141,7 @@ func (x *EventsRequest) GetFollow() bool {
 type Event struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`  // counts from 1 without a gap; 0 is a heartbeat
-	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // message, state, contact, request, invite, notice, session, node
+	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // message, state, contact, request (and what it says), invite, notice, session, node
 	Time          int64                  `protobuf:"varint,3,opt,name=time,proto3" json:"time,omitempty"`
 	Chat          string                 `protobuf:"bytes,4,opt,name=chat,proto3" json:"chat,omitempty"` // contact name
 	Id            string                 `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`     // message

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -22,6 +23,7 @@ const (
 	headerTimeout = 5 * time.Second  // for the header of a request
 	restTimeout   = 2 * time.Minute  // for a connection without a request
 	partingTime   = 5 * time.Second  // for the last answers when the server stops
+	watchEvery    = 2 * time.Second  // between two looks at whether the socket is still there
 	writeTimeout  = 30 * time.Second // for one event to a slow reader
 	maxHeader     = 16 << 10         // bytes of a request's header; net/http adds 4 KiB of slack
 )
@@ -163,10 +165,21 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	})
 
-	select {
-	case <-ctx.Done():
-	case <-s.stop:
-	case err = <-failed:
+	watch := time.NewTicker(watchEvery)
+	defer watch.Stop()
+	for over := false; !over; {
+		select {
+		case <-ctx.Done():
+			over = true
+		case <-s.stop:
+			over = true
+		case err = <-failed:
+			over = true
+		case <-watch.C:
+			if _, gone := os.Lstat(sock.path); errors.Is(gone, fs.ErrNotExist) {
+				err, over = errors.New("api: the socket was removed, so nobody reaches this daemon any more"), true
+			}
+		}
 	}
 
 	s.mu.Lock()

@@ -261,6 +261,29 @@ func TestLockedProfile(t *testing.T) {
 	}
 }
 
+// A daemon that nobody can reach any more ends, so that another can start.
+func TestRemovedSocketEndsTheDaemon(t *testing.T) {
+	d := start(t, false, nil)
+	if err := os.Remove(filepath.Join(d.home, "run", "api.sock")); err != nil {
+		path, perr := os.ReadFile(filepath.Join(d.home, "run", pointerName))
+		if perr != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(strings.TrimSpace(string(path))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case err := <-d.result:
+		d.result <- nil
+		if err == nil || !strings.Contains(err.Error(), "socket was removed") {
+			t.Errorf("Run returned %v, want the reason", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the daemon goes on")
+	}
+}
+
 func TestStartingAndStopping(t *testing.T) {
 	gate := make(chan struct{})
 	d := &daemon{t: t, home: t.TempDir(), states: make(chan string, 100), result: make(chan error, 1)}
