@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/libp2p/go-libp2p/gologshim"
 	"github.com/spf13/cobra"
 
 	"starling/node/api"
@@ -247,5 +248,23 @@ func (a *app) logger(s settings) *slog.Logger {
 	if a.err.terminal && !a.verbose && level < slog.LevelWarn {
 		level = slog.LevelWarn
 	}
-	return slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level}))
+	h := slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level})
+	gologshim.SetDefaultHandler(networkLog{h})
+	return slog.New(h)
 }
+
+// A networkLog routes the log of libp2p, which has one for the process, into
+// the daemon's: at debug level, and without attributes, which name peers and
+// addresses.
+type networkLog struct{ to slog.Handler }
+
+func (l networkLog) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && l.to.Enabled(ctx, slog.LevelDebug)
+}
+
+func (l networkLog) Handle(ctx context.Context, r slog.Record) error {
+	return l.to.Handle(ctx, slog.NewRecord(r.Time, slog.LevelDebug, "libp2p: "+r.Message, 0))
+}
+
+func (l networkLog) WithAttrs([]slog.Attr) slog.Handler { return l }
+func (l networkLog) WithGroup(string) slog.Handler      { return l }
