@@ -559,15 +559,19 @@ func profileMark(row *store.Self) []byte {
 	return h.Sum(nil)
 }
 
-// tellAtOnce bounds how many contacts are told in one transaction.
-const tellAtOnce = 64
+// tellAtOnce bounds how many contacts are told in one transaction, and tellAgain
+// is the pause after one that failed, as on a full disk.
+const (
+	tellAtOnce = 64
+	tellAgain  = time.Minute
+)
 
 // tellContacts tells every contact that may be written to and does not know
 // what changed about this account, until ctx ends. What is left when the node
 // stops is told after the next start.
 func (n *Node) tellContacts(ctx context.Context) error {
 	for {
-		told := 0
+		told, more := 0, false
 		err := n.store.Update(func(tx *store.Tx) error {
 			me, err := store.Selves.Get(tx, store.SelfKey())
 			if err != nil {
@@ -582,25 +586,33 @@ func (n *Node) tellContacts(ctx context.Context) error {
 				if !sendable(c.State) || slices.Equal(c.ProfileSent, mark) {
 					continue
 				}
-				if err := n.tell(tx, c); err != nil {
-					return err
-				}
-				if told++; told == tellAtOnce {
+				if more = told == tellAtOnce; more {
 					return nil
 				}
+				err := tx.Try(func(tx *store.Tx) error { return n.tell(tx, c) })
+				if more = errors.Is(err, store.ErrTooBig) && told > 0; more {
+					return nil // how long a contact's row is, is for the contact to say
+				}
+				if err != nil {
+					return err
+				}
+				told++
 			}
 			return nil
 		})
-		if err != nil {
-			return err
-		}
-		if told == tellAtOnce {
+		if err == nil && more {
 			continue
+		}
+		var again <-chan time.Time
+		if err != nil && ctx.Err() == nil {
+			n.log.Warn("telling contacts what is new", "err", err)
+			again = time.After(tellAgain)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-n.untold:
+		case <-again:
 		}
 	}
 }

@@ -2,8 +2,12 @@ package node
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+
+	"starling/node/store"
+	"starling/protocol"
 )
 
 // A link's address is enough: no bootstrap node, no neighbours, no DHT. Both
@@ -68,4 +72,27 @@ func TestFirstContactThroughTheDHT(t *testing.T) {
 	b.until(contactIs("Ada", "accepted"))
 	b.tell(a, "found you")
 	a.tell(b, "so you did")
+}
+
+// Of a contact who moves again and again, only where it listens now is kept.
+func TestOldAddressesAreForgotten(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.person("Ada", quick), w.person("Bo", quick)
+	a.meet(b)
+	for i := range protocol.MaxAddrs + 2 {
+		b.restart()
+		b.tell(a, fmt.Sprint("here now, ", i))
+	}
+	want := b.endpoint(true).Addrs
+	w.eventually("the newest address alone", func() bool {
+		var got [][]byte
+		err := a.store.View(func(tx *store.Tx) error {
+			c, err := resolve(tx, "Bo")
+			if err == nil && len(c.Endpoints) == 1 {
+				got = c.Endpoints[0].Addrs
+			}
+			return err
+		})
+		return err == nil && slices.EqualFunc(got, want, slices.Equal)
+	})
 }

@@ -119,12 +119,13 @@ func (n *Node) RotateInvites(context.Context) error {
 
 // revokeAll revokes every open invite; links that carry an old L are dead.
 func (n *Node) revokeAll(tx *store.Tx) error {
+	now := time.Now()
 	for r, err := range store.Invites.Scan(tx, nil, nil) {
 		if err != nil {
 			return err
 		}
 		row := r.Value
-		if row.Revoked || row.UsedBy != nil {
+		if !inviteOpen(row, now) {
 			continue
 		}
 		row.Revoked = true

@@ -81,6 +81,11 @@ func (w *world) memory() *store.DB {
 	return db
 }
 
+// linkTo returns a public link to a puppet, whom nobody can reach.
+func (w *world) linkTo(u *puppet) string {
+	return identity.Link{Account: u.id(), Public: true}.String()
+}
+
 // ask gets bundles from a person over a host that is connected to theirs.
 func (c caller) ask(w *world, p *person, a identity.Account, l identity.LookupSecret) (*wire.PreKeyAnswer, error) {
 	req := prekey.Request{Account: a, Lookup: l}
