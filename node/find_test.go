@@ -96,3 +96,83 @@ func TestOldAddressesAreForgotten(t *testing.T) {
 		return err == nil && slices.EqualFunc(got, want, slices.Equal)
 	})
 }
+
+// A bootstrap node that was added leads into the DHT, also after a restart, and
+// when it is gone the node that was met there is enough.
+func TestBootstrapIsRemembered(t *testing.T) {
+	w := newWorld(t)
+	boot, a := w.person("Boot"), w.person("Ada")
+	for _, bad := range []string{"", "nonsense", "/ip4/127.0.0.1/tcp/1", "/p2p/" + boot.Status().PeerID} {
+		wantKind(t, a.AddBootstrap(w.ctx, bad), KindInvalid)
+	}
+	addr := boot.Status().BootstrapAddrs[0]
+	wantKind(t, a.RemoveBootstrap(w.ctx, addr), KindNotFound)
+	for range 2 { // once more changes nothing
+		if err := a.AddBootstrap(w.ctx, addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if list, err := a.ListBootstrap(w.ctx); err != nil || !slices.Equal(list, []string{addr}) {
+		t.Fatalf("bootstrap nodes %q, %v", list, err)
+	}
+	joined := func() bool { return a.Status().DHTPeers > 0 }
+	w.eventually("the DHT", joined)
+	a.restart()
+	w.eventually("the DHT after a restart", joined)
+	if err := a.RemoveBootstrap(w.ctx, addr); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := a.ListBootstrap(w.ctx); err != nil || len(list) != 0 {
+		t.Fatalf("bootstrap nodes %q, %v", list, err)
+	}
+	a.restart()
+	w.eventually("the DHT through a peer that was good", joined)
+}
+
+// The doctor says in plain words what is wrong, and what to do about it.
+func TestDoctor(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.person("Ada", client, quick), w.person("Bo", client)
+	level := func(contact, check string) Finding {
+		t.Helper()
+		list, err := a.Doctor(w.ctx, contact)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range list {
+			if f.Text == "" || !slices.Contains([]string{"ok", "warn", "bad"}, f.Level) {
+				t.Errorf("finding %+v", f)
+			}
+			if f.Check == check {
+				return f
+			}
+		}
+		t.Fatalf("nothing about %s in %+v", check, list)
+		panic("unreachable")
+	}
+	if f := level("", "network"); f.Level == "ok" || f.Hint == "" {
+		t.Errorf("alone: %+v", f)
+	}
+	if f := level("", "dht"); f.Level == "ok" || f.Hint == "" {
+		t.Errorf("without a DHT: %+v", f)
+	}
+	_, err := a.Doctor(w.ctx, "Bo")
+	wantKind(t, err, KindNotFound)
+	a.meet(b)
+	a.tell(b, "hello")
+	for _, check := range []string{"contact", "network", "queue"} {
+		if f := level("Bo", check); f.Level != "ok" {
+			t.Errorf("all is well: %+v", f)
+		}
+	}
+	b.stop()
+	a.say("Bo", "are you there?")
+	w.eventually("a reason", func() bool { return level("Bo", "queue").Hint != "" })
+	if f := level("", "queue"); f.Level != "warn" {
+		t.Errorf("a message waits: %+v", f)
+	}
+	a.add(w.linkTo(w.puppet("Mallory")), "Bo")
+	if f := level("Bo", "contact"); f.Level != "bad" || f.Hint == "" {
+		t.Errorf("the key has changed: %+v", f)
+	}
+}
