@@ -112,6 +112,9 @@ func TestMutatedFrames(t *testing.T) {
 	for i, p := range spoken {
 		t.Logf("%s: %d frames, %d of them answered", p, sent[i].Load(), answered[i].Load())
 	}
+	if answered[0].Load() < sent[0].Load()/2 || answered[2].Load() == 0 || answered[3].Load() == 0 {
+		t.Error("most frames were refused before they were read")
+	}
 	for _, list := range hosts {
 		for _, c := range list {
 			c.Close()
