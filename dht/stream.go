@@ -200,7 +200,10 @@ func (d *DHT) fetch(ctx context.Context, p peer.ID, keys [][record.KeySize]byte)
 		s.Reset()
 		return nil, err
 	}
-	return recs, s.Close()
+	// The exchange is complete. Over QUIC a server that has closed its side
+	// makes our close fail.
+	s.Close()
+	return recs, nil
 }
 
 func exchange(s network.Stream, keys [][record.KeySize]byte) ([][]byte, error) {

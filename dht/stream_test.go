@@ -11,8 +11,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"starling/dht/record"
@@ -54,6 +56,34 @@ func TestFetchFromOneself(t *testing.T) {
 	}
 	if _, err := asker.Fetch(t.Context(), newHost(t).ID(), alice.id(), alice.lookup, record.Version{}); err == nil || errors.Is(err, ErrNotFound) {
 		t.Errorf("from a peer without an address: %v, want an error of the network", err)
+	}
+}
+
+// Over QUIC the server's close cancels what the asker still writes, which must
+// not cost the asker a good answer.
+func TestFetchOverQUIC(t *testing.T) {
+	quic := func(cfg *Config) {
+		h, err := libp2p.New(
+			libp2p.ListenAddrStrings("/ip4/127.0.0.1/udp/0/quic-v1"), libp2p.Transport(libp2pquic.NewTransport),
+			libp2p.DisableRelay(), libp2p.DisableMetrics(), libp2p.DisableIdentifyAddressDiscovery(), libp2p.Ping(false),
+		)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { h.Close() })
+		cfg.Host = h
+	}
+	alice := newAccount(t, "alice")
+	server := node(t, func(cfg *Config) {
+		quic(cfg)
+		cfg.Own = func() [][]byte { return [][]byte{alice.today(0, 1, 1).Bytes} }
+	})
+	asker := node(t, quic)
+	connect(t, asker.host, server.host)
+	for i := range 20 {
+		if _, err := asker.Fetch(t.Context(), server.host.ID(), alice.id(), alice.lookup, record.Version{}); err != nil {
+			t.Fatalf("fetch %d: %v", i, err)
+		}
 	}
 }
 
