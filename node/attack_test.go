@@ -421,6 +421,7 @@ func TestHostileEnvelopeInABatch(t *testing.T) {
 	if got := a.texts("Bo"); !slices.Equal(got, []string{"one", "two", "never", "three"}) {
 		t.Fatalf("texts %q", got)
 	}
+	w.wantObserved(4, 5) // bytes that were opened before are neither
 }
 
 // The largest batch of the longest texts is more than one transaction holds.
@@ -465,4 +466,5 @@ func TestExpiredTextIsNotAcknowledged(t *testing.T) {
 	if got := a.texts("Bo"); !slices.Equal(got, []string{"fresh", "fresh too"}) {
 		t.Fatalf("texts %q", got)
 	}
+	w.wantObserved(3, 1) // it opened, and was discarded
 }

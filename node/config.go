@@ -12,8 +12,8 @@ import (
 	"github.com/multiformats/go-multiaddr"
 
 	"starling/dht"
+	"starling/node/session"
 	"starling/node/store"
-	"starling/protocol/ratchet"
 )
 
 // Modes of the DHT: programs configure the node, not its parts.
@@ -63,9 +63,10 @@ type Config struct {
 	// Log receives the node's log. Default: nothing is logged.
 	Log *slog.Logger
 
-	// Observe sees every message sealed by a ratchet, and no secret of it. It
-	// is called inside a store transaction and must not block. Default nil.
-	Observe ratchet.Observer
+	// Observe sees every message sealed, opened and refused by a ratchet, and
+	// no secret of it. It is called inside a store transaction and must not
+	// block. Default nil.
+	Observe session.Observer
 
 	// Transports replaces QUIC and TCP, for simulated networks.
 	Transports []libp2p.Option

@@ -44,7 +44,7 @@ func (w *world) device(account *identity.AccountKey) *puppet {
 		w.Fatal(err)
 	}
 	u := &puppet{w: w, account: account, device: identity.NewDeviceKey(w.secret(), dh), db: w.memory()}
-	u.sessions = session.New(session.Config{Key: u.device, Account: u.id(), Rand: crand.Reader, Observe: w.observe})
+	u.sessions = session.New(session.Config{Key: u.device, Account: u.id(), Rand: crand.Reader, Observe: w})
 	return u
 }
 

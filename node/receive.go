@@ -104,6 +104,10 @@ func (n *Node) receive(tx *store.Tx, p peer.ID, e []byte) (outcome *wire.Outcome
 	if a, ok := n.routes.account(p); ok {
 		from = &a
 	}
+	var before [32]byte
+	if n.cfg.Observe != nil {
+		before = n.sessions.Digest(tx, e)
+	}
 	err = tx.Try(func(tx *store.Tx) error {
 		now := time.Now()
 		o, err := n.sessions.Open(tx, now, from, e)
@@ -129,6 +133,9 @@ func (n *Node) receive(tx *store.Tx, p peer.ID, e []byte) (outcome *wire.Outcome
 		outcome.Status, outcome.Ack = wire.Status_STATUS_DELIVERED, o.Ack[:]
 		return nil
 	})
+	if err != nil && n.cfg.Observe != nil {
+		n.cfg.Observe.Refused(before, n.sessions.Digest(tx, e))
+	}
 	bad, undecryptable := errors.AsType[*session.Undecryptable](err)
 	switch {
 	case err == nil:

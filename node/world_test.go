@@ -35,8 +35,11 @@ type world struct {
 	testing.TB
 	ctx context.Context
 
-	mu   sync.Mutex // guards used
-	used map[nonceUse]int
+	mu      sync.Mutex // guards all below
+	used    map[nonceUse]int
+	sealed  map[ratchet.Observation]bool
+	opened  int
+	refused int
 }
 
 // A nonceUse is what must never be the same for two messages: the key and nonce
@@ -49,10 +52,11 @@ type nonceUse struct {
 }
 
 // newWorld returns an empty world. When the test is over, nothing may be left
-// running, and no key and nonce may have been used twice.
+// running, no key and nonce may have been used twice, nothing opened that was not
+// sealed, and nothing refused may have changed a session.
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{TB: t, used: map[nonceUse]int{}}
+	w := &world{TB: t, used: map[nonceUse]int{}, sealed: map[ratchet.Observation]bool{}}
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
@@ -67,10 +71,39 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-func (w *world) observe(o ratchet.Observation) {
+func (w *world) Sealed(o ratchet.Observation) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.used[nonceUse{o.Session, [32]byte(o.Ratchet), o.N, o.Hedge}]++
+	w.sealed[o] = true
+}
+
+func (w *world) Opened(o ratchet.Observation) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.opened++
+	if !w.sealed[o] {
+		w.Errorf("message %d of a chain opened, and nobody sealed it", o.N)
+	}
+}
+
+func (w *world) Refused(before, after [32]byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refused++
+	if before != after {
+		w.Errorf("an envelope that was refused changed its session")
+	}
+}
+
+// wantObserved checks how many envelopes opened and were refused so far.
+func (w *world) wantObserved(opened, refused int) {
+	w.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.opened != opened || w.refused != refused {
+		w.Errorf("%d messages opened and %d envelopes were refused, want %d and %d", w.opened, w.refused, opened, refused)
+	}
 }
 
 // A person is a node and what it takes to start it again.
@@ -108,7 +141,7 @@ func (w *world) person(name string, with ...func(*person)) *person {
 		w.Fatal(err)
 	}
 	p := &person{w: w, name: name, key: key, disk: store.NewDisk(), cfg: Config{
-		Name: name, Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Local: true, DHT: dht.ModeServer, Observe: w.observe,
+		Name: name, Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Local: true, DHT: dht.ModeServer, Observe: w,
 		NoMDNS: true, NoPortMap: true, NoAutoNAT: true, NoHolePunch: true, NoRelayClient: true, NoAddressDiscovery: true,
 	}}
 	for _, f := range with {

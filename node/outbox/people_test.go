@@ -49,12 +49,15 @@ func (l *line) fails() bool {
 	return l.rng.IntN(100) < l.lose
 }
 
-func (l *line) observe(o ratchet.Observation) {
+func (l *line) Sealed(o ratchet.Observation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	o.Ciphertext = [32]byte{}
 	l.seen[o]++
 }
+
+func (l *line) Opened(ratchet.Observation) {}
+func (l *line) Refused(_, _ [32]byte)      {}
 
 // A wired is the courier from one person to another.
 type wired struct {
@@ -190,7 +193,7 @@ func newPerson(t *testing.T, name string, seed byte, l *line) *person {
 	check(err)
 	p.db, err = store.OpenMemory(store.Config{Key: key, Rand: p.rand}, store.NewDisk())
 	check(err)
-	p.m = session.New(session.Config{Key: dk, Account: p.account, Rand: p.rand, Observe: l.observe})
+	p.m = session.New(session.Config{Key: dk, Account: p.account, Rand: p.rand, Observe: l})
 	return p
 }
 

@@ -330,7 +330,7 @@ func TestDaysAreMadeAheadAndDie(t *testing.T) {
 		return nil
 	})
 	// A restart finds the same days.
-	b.m = session.New(session.Config{Key: b.device, Account: b.account, Rand: b.rand, Observe: w.observe})
+	b.m = session.New(session.Config{Key: b.device, Account: b.account, Rand: b.rand, Observe: w})
 	b.update(func(tx *store.Tx) error {
 		again, err := b.m.DayBundle(tx, w.now, today+protocol.DaysAhead)
 		if string(again) != string(ahead) {

@@ -23,7 +23,7 @@ func (w *world) thief(q *person, same bool, generation uint64) *person {
 		p.device = identity.NewDeviceKey(q.seed, must(x25519.Generate(p.rand))(w.t))
 	}
 	p.manifest = p.signed(generation)
-	p.m = session.New(session.Config{Key: p.device, Account: p.account, Rand: p.rand, Observe: w.observe})
+	p.m = session.New(session.Config{Key: p.device, Account: p.account, Rand: p.rand, Observe: w})
 	return p
 }
 
@@ -205,7 +205,7 @@ func TestSkippedKeysOfAnAccountAreBounded(t *testing.T) {
 	}{{1500, false}, {1500, false}, {1500, true}, {1000, false}, {1, true}, {0, false}} {
 		p := w.thief(b, false, 1) // b itself, which has lost all sessions
 		p.device, p.manifest = b.device, b.manifest
-		p.m = session.New(session.Config{Key: p.device, Account: p.account, Rand: p.rand, Observe: w.observe})
+		p.m = session.New(session.Config{Key: p.device, Account: p.account, Rand: p.rand, Observe: w})
 		p.knows(a)
 		e := p.skipping(a, test.skip)
 		a.update(func(tx *store.Tx) error {

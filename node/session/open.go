@@ -32,6 +32,8 @@ type Opened struct {
 	New *prekey.Introduced
 
 	secrets prekey.Secrets // with New
+
+	seen ratchet.Observation
 }
 
 // CheckToken reports, in constant time, whether the envelope opened a session
@@ -84,6 +86,7 @@ func (m *Manager) Open(tx *store.Tx, now time.Time, from *identity.Account, b []
 	if err != nil {
 		return Opened{}, err
 	}
+	m.cfg.Observe.Opened(o.seen)
 	return o, store.ReceivedEnvelopes.Put(tx, store.ReceivedKey(hash), &store.Received{
 		Ack: o.Ack[:], Account: o.Peer[:], Dies: now.Add(protocol.DedupeLife).UnixMilli(),
 	})
@@ -365,7 +368,7 @@ func keepSkipped(tx *store.Tx, now time.Time, id prekey.SessionID, o *ratchet.Op
 func opened(s *session, hash envelope.Hash, o *ratchet.Opened) Opened {
 	return Opened{
 		Peer: s.account, Device: s.device, Session: s.id, Hash: hash,
-		Content: o.Plaintext, Ack: o.Ack.MAC(hash),
+		Content: o.Plaintext, Ack: o.Ack.MAC(hash), seen: o.Observation,
 	}
 }
 

@@ -427,7 +427,7 @@ func (p *person) snapshot(t *testing.T) *store.DB {
 func (p *person) restore(db *store.DB) {
 	p.db.Close()
 	p.db = db
-	p.m = session.New(session.Config{Key: p.device, Account: p.account, Rand: p.rand, Observe: p.w.observe})
+	p.m = session.New(session.Config{Key: p.device, Account: p.account, Rand: p.rand, Observe: p.w})
 }
 
 // A store that comes back in an older state, noticed and not noticed: sessions

@@ -112,9 +112,8 @@ type Config struct {
 	// a key is agreed with them: false drops the message. Default: all may.
 	Stranger func(tx *store.Tx, now time.Time, in *prekey.Introduced) (bool, error)
 
-	// Observe is told of every message sealed, inside the transaction. Default:
-	// nobody is.
-	Observe ratchet.Observer
+	// Observe is told of every message sealed and opened. Default: nobody is.
+	Observe Observer
 }
 
 // A Manager is the sessions of one device. Its methods that write need the
@@ -141,7 +140,7 @@ func New(cfg Config) *Manager {
 		cfg.Stranger = func(*store.Tx, time.Time, *prekey.Introduced) (bool, error) { return true, nil }
 	}
 	if cfg.Observe == nil {
-		cfg.Observe = func(ratchet.Observation) {}
+		cfg.Observe = blind{}
 	}
 	return &Manager{
 		cfg: cfg,
@@ -202,7 +201,7 @@ func (m *Manager) Seal(tx *store.Tx, now time.Time, peer identity.Account, conte
 	if err != nil {
 		return Sealed{}, fmt.Errorf("sealing a content: %w", err)
 	}
-	m.cfg.Observe(o.Observation)
+	m.cfg.Observe.Sealed(o.Observation)
 	s.row.State = state.Marshal()
 	if err := s.put(tx); err != nil {
 		return Sealed{}, err

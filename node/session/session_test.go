@@ -25,6 +25,9 @@ type world struct {
 	now  time.Time
 	seen map[ratchet.Observation]int // by what determines key and nonce: Ciphertext is zero
 	n    int                         // messages sealed
+
+	sealed map[ratchet.Observation]bool
+	opened map[ratchet.Observation]int
 }
 
 func newWorld(t testing.TB, seed uint64) *world {
@@ -33,18 +36,30 @@ func newWorld(t testing.TB, seed uint64) *world {
 		t:    t,
 		rng:  rand.New(rand.NewPCG(seed, 1)),
 		now:  time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
-		seen: map[ratchet.Observation]int{},
+		seen: map[ratchet.Observation]int{}, sealed: map[ratchet.Observation]bool{}, opened: map[ratchet.Observation]int{},
 	}
 }
 
-// observe counts (key, nonce) pairs.
-func (w *world) observe(o ratchet.Observation) {
+// Sealed counts (key, nonce) pairs.
+func (w *world) Sealed(o ratchet.Observation) {
 	w.n++
+	w.sealed[o] = true
 	o.Ciphertext = [32]byte{}
 	if w.seen[o]++; w.seen[o] > 1 {
 		w.t.Errorf("a (key, nonce) pair was used twice, at position %d of a chain", o.N)
 	}
 }
+
+// Opened checks that somebody here sealed it.
+func (w *world) Opened(o ratchet.Observation) {
+	w.opened[o]++
+	if !w.sealed[o] {
+		w.t.Errorf("a message opened that nobody sealed, at position %d of a chain", o.N)
+	}
+}
+
+// Refused is for the node to call.
+func (w *world) Refused(_, _ [32]byte) {}
 
 // A person is one account on one device.
 type person struct {
@@ -101,7 +116,7 @@ func secret(p *person) identity.Secret { return must(identity.NewSecret(p.rand))
 func (p *person) open() {
 	p.t.Helper()
 	p.db = must(store.OpenMemory(store.Config{Key: p.key, Rand: p.rand}, p.disk))(p.t)
-	p.m = session.New(session.Config{Key: p.device, Account: p.account, Rand: p.rand, Observe: p.w.observe})
+	p.m = session.New(session.Config{Key: p.device, Account: p.account, Rand: p.rand, Observe: p.w})
 }
 
 func (p *person) update(fn func(tx *store.Tx) error) {

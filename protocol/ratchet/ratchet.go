@@ -107,9 +107,10 @@ func (SkippedKey) Format(f fmt.State, _ rune) { io.WriteString(f, "[secret]") }
 // skipped.
 type Lookup func(SkippedID) (key [32]byte, ok bool)
 
-// An Observation is what an observer may see of one sealed message: enough to
-// prove that no (key, nonce) pair repeats, and no secret. Session, Ratchet and
-// N determine the message key; with Hedge, the AEAD key and nonce.
+// An Observation is what an observer may see of one message, and no secret:
+// enough to prove that no (key, nonce) pair repeats and that nothing opens that
+// was not sealed. Session, Ratchet and N determine the message key; with Hedge,
+// the AEAD key and nonce. Sealing a message and opening it give equal values.
 type Observation struct {
 	Session    [32]byte
 	Ratchet    x25519.Public
@@ -117,10 +118,6 @@ type Observation struct {
 	Hedge      [HedgeSize]byte
 	Ciphertext [32]byte // SHA-256 of the sealed body
 }
-
-// An Observer is told of every message sealed. Tests and the simulator inject
-// one.
-type Observer func(Observation)
 
 // Sealed is a sealed message and what its sender keeps about it. It does not
 // print.
@@ -145,6 +142,8 @@ type Opened struct {
 	Store     []SkippedKey // new rows to keep
 	Used      *SkippedID   // row to delete; nil if no stored key was used
 	Stepped   bool         // the message brought a new ratchet key
+
+	Observation Observation
 }
 
 // LogValue keeps plaintext and keys out of logs.
@@ -291,14 +290,14 @@ func (s *Session) seal(fresh x25519.Private, hedge [HedgeSize]byte, plaintext []
 	return Sealed{
 		Message: message,
 		Ack:     ack,
-		Observation: Observation{
-			Session:    s.id,
-			Ratchet:    h.ratchet,
-			N:          h.number,
-			Hedge:      hedge,
-			Ciphertext: hash(message[headerSize:]),
-		},
+
+		Observation: s.observe(&h, message),
 	}, nil
+}
+
+// observe returns what an observer may see of the message m, whose header is h.
+func (s *Session) observe(h *header, m []byte) Observation {
+	return Observation{Session: s.id, Ratchet: h.ratchet, N: h.number, Hedge: h.hedge, Ciphertext: hash(m[headerSize:])}
 }
 
 // stepSending does the sending half of a DH ratchet step (DHRatchet, DR §3.5)
@@ -330,6 +329,7 @@ func (s *Session) Open(m []byte, skipped Lookup) (Opened, error) {
 		return Opened{}, err
 	}
 	*s = next
+	o.Observation = s.observe(&h, m)
 	return o, nil
 }
 

@@ -485,8 +485,10 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	}
 }
 
+// An observer is told the same of a message by both its ends.
 func TestObservationNamesTheMessage(t *testing.T) {
-	alice, _ := pair(t)
+	alice, bob := pair(t)
+	var sealed []Sealed
 	for n := range uint32(3) {
 		m := seal(t, alice, "m")
 		h, ok := parseHeader(m.Message)
@@ -496,6 +498,13 @@ func TestObservationNamesTheMessage(t *testing.T) {
 		want := Observation{Session: alice.ID(), Ratchet: h.ratchet, N: n, Hedge: h.hedge, Ciphertext: hash(m.Message[headerSize:])}
 		if m.Observation != want || h.number != n {
 			t.Errorf("Observation = %v, want %v", m.Observation, want)
+		}
+		sealed = append(sealed, m)
+	}
+	keys := rows{}
+	for _, i := range []int{1, 2, 0} { // a new ratchet key, the next position, a stored key
+		if o := open(t, bob, keys, sealed[i], "m"); o.Observation != sealed[i].Observation {
+			t.Errorf("opening message %d observes %v, sealing it %v", i, o.Observation, sealed[i].Observation)
 		}
 	}
 }
