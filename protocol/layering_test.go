@@ -195,14 +195,44 @@ var house = []folder{
 		"the terminal chat sees the API only, like any client",
 	},
 	{
+		"simulation/bubble", false,
+		nil, nil,
+		"virtual time does not depend on what runs in it",
+	},
+	{
+		"simulation/exact", false,
+		nil, nil,
+		"it patches the toolchain, whatever is built with it",
+	},
+	{
+		"simulation/network", false,
+		nil, nil,
+		"the simulated network carries bytes, and knows no node",
+	},
+	{
 		"simulation", false,
-		[]string{"protocol/...", "groups", "groups/senderkey", "dht", "dht/record", "node", "node/..."},
+		[]string{
+			"protocol/...", "groups", "groups/senderkey", "dht", "dht/record", "node", "node/...",
+			"simulation/bubble", "simulation/exact", "simulation/network",
+		},
 		nil,
 		"it runs the shipped code and belongs to no program",
 	},
 	{
+		"simulation/scenario", false,
+		[]string{"protocol", "simulation", "simulation/network"},
+		nil,
+		"a scenario is played on a world through what the world offers everybody",
+	},
+	{
+		"simulation/report", false,
+		[]string{"simulation"},
+		nil,
+		"a report shows a result, and can be made long after the run",
+	},
+	{
 		"cmd/*", false,
-		[]string{"protocol", "node", "node/...", "simulation"},
+		[]string{"protocol", "node", "node/...", "simulation", "simulation/..."},
 		nil,
 		"a program holds flags, wiring and printing; logic lives below, where it is tested",
 	},
@@ -234,7 +264,7 @@ var exclusives = []exclusive{
 	},
 	{
 		"github.com/libp2p/",
-		[]string{"dht", "node", "node/stream", "node/relay", "node/gossip", "node/blob", "node/directory", "simulation", "cmd/*"},
+		[]string{"dht", "node", "node/stream", "node/relay", "node/gossip", "node/blob", "node/directory", "simulation", "simulation/network", "cmd/*"},
 		"what stores, seals or shows messages does not touch the network",
 	},
 	{
@@ -259,8 +289,8 @@ var exclusives = []exclusive{
 	},
 	{
 		"github.com/pelletier/go-toml",
-		[]string{"cmd/*"},
-		"settings files belong to programs: below, configuration is a struct",
+		[]string{"cmd/*", "simulation/scenario"},
+		"settings files belong to programs, and scenario files to scenarios: below, configuration is a struct",
 	},
 	{
 		"charm.land/",
@@ -274,8 +304,8 @@ var exclusives = []exclusive{
 	},
 	{
 		"gonum.org/",
-		[]string{"simulation"},
-		"statistics belong to the simulator",
+		[]string{"simulation/report"},
+		"statistics and plots belong to reports",
 	},
 }
 
