@@ -147,6 +147,10 @@ type Config struct {
 	// minutes; negative means never, for large simulations.
 	Refresh time.Duration
 
+	// Now is the wall clock by which records are made, asked for and judged.
+	// Default time.Now.
+	Now func() time.Time
+
 	// Log takes what happens. Default nil: discard.
 	Log *slog.Logger
 
@@ -214,6 +218,9 @@ func New(cfg Config) (*DHT, error) {
 	if cfg.MaxBytes == 0 {
 		cfg.MaxBytes = defaultBytes
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -259,7 +266,7 @@ func (d *DHT) options(mode kaddht.ModeOpt) []kaddht.Option {
 		kaddht.ProtocolPrefix(protocol.KadPrefix),
 		kaddht.Mode(mode),
 		kaddht.DisableProviders(),
-		kaddht.Validator(validator{}),
+		kaddht.Validator(validator{d.cfg.Now}),
 		kaddht.ValueDatastore(d.store),
 		kaddht.Datastore(d.store),
 		kaddht.MaxRecordAge(maxRecordAge),
@@ -301,15 +308,15 @@ func parseKadKey(s string) (key [record.KeySize]byte, ok bool) {
 }
 
 // A validator is what kad-dht asks about records.
-type validator struct{}
+type validator struct{ now func() time.Time }
 
 // Validate implements kad-dht's validator.
-func (validator) Validate(key string, rec []byte) error {
+func (v validator) Validate(key string, rec []byte) error {
 	k, ok := parseKadKey(key)
 	if !ok {
 		return record.ErrInvalid
 	}
-	return record.Validate(k, rec, time.Now())
+	return record.Validate(k, rec, v.now())
 }
 
 // Select implements kad-dht's validator.

@@ -105,7 +105,7 @@ func (d *DHT) keep(ctx context.Context) {
 		case <-save.C:
 			d.save()
 		case <-sweep.C:
-			d.store.sweep(time.Now())
+			d.store.sweep(d.cfg.Now())
 		}
 	}
 }

@@ -79,7 +79,7 @@ func (d *DHT) Lookup(ctx context.Context, a identity.Account, l identity.LookupS
 	}
 	defer end()
 
-	now := time.Now()
+	now := d.cfg.Now()
 	today := record.DayOf(now)
 	others := []uint32{today - 1}
 	if record.DayOf(now.Add(nearMidnight)) > today {
@@ -135,7 +135,7 @@ func (d *DHT) search(ctx context.Context, keys [][record.KeySize]byte, b *best) 
 			if !ok {
 				return
 			}
-			if b.offer(rec, time.Now()); b.found && !waited {
+			if b.offer(rec, d.cfg.Now()); b.found && !waited {
 				waited = true
 				t := time.NewTimer(settle)
 				defer t.Stop()

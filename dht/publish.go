@@ -71,7 +71,7 @@ func (d *DHT) publish(ctx context.Context, r Record) (holders int, err error) {
 		return 0, err
 	}
 	defer end()
-	if err := record.Validate(r.Key, r.Bytes, time.Now()); err != nil {
+	if err := record.Validate(r.Key, r.Bytes, d.cfg.Now()); err != nil {
 		return 0, fmt.Errorf("publishing a record: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
@@ -87,7 +87,7 @@ func (d *DHT) publish(ctx context.Context, r Record) (holders int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("dht: %w", err)
 	}
-	p := publication{record: r, messenger: messenger}
+	p := publication{record: r, messenger: messenger, now: d.cfg.Now}
 
 	// A holder like any other, if we are as near as they are. Nothing would be
 	// gained otherwise: nobody would look here.
@@ -95,6 +95,7 @@ func (d *DHT) publish(ctx context.Context, r Record) (holders int, err error) {
 		if held, ok := d.store.get(r.Key); ok {
 			p.compare(held)
 		}
+		// Received by the clock of kad-dht, which counts the record's age from it.
 		if err := d.store.put(r.Key, r.Bytes, time.Now()); err != nil {
 			d.log.Debug("own record not held here", "err", err)
 		}
@@ -114,7 +115,7 @@ func (d *DHT) publish(ctx context.Context, r Record) (holders int, err error) {
 	case holders == 0:
 		return 0, errors.Join(errNoHolder, ctx.Err())
 	}
-	d.published.Store(time.Now().UnixNano())
+	d.published.Store(d.cfg.Now().UnixNano())
 	return holders, nil
 }
 
@@ -131,6 +132,7 @@ func (d *DHT) nearer(key [record.KeySize]byte, p peer.ID) bool {
 type publication struct {
 	record    Record
 	messenger *pb.ProtocolMessenger
+	now       func() time.Time
 
 	mu         sync.Mutex // guards superseded
 	superseded *SupersededError
@@ -192,7 +194,7 @@ func (p *publication) check(ctx context.Context, took map[peer.ID]bool) {
 
 // compare notes if held is a valid record that beats ours, and reports it.
 func (p *publication) compare(held []byte) bool {
-	if record.Select([][]byte{p.record.Bytes, held}) != 1 || record.Validate(p.record.Key, held, time.Now()) != nil {
+	if record.Select([][]byte{p.record.Bytes, held}) != 1 || record.Validate(p.record.Key, held, p.now()) != nil {
 		return false
 	}
 	p.mu.Lock()
@@ -221,7 +223,7 @@ func (d *DHT) RunPublisher(ctx context.Context, s Source) error {
 		return err
 	}
 	defer end()
-	p := publisher{source: s, publish: d.publish, tell: d.cfg.OnPublished, kick: d.kick, log: d.log}
+	p := publisher{source: s, publish: d.publish, now: d.cfg.Now, tell: d.cfg.OnPublished, kick: d.kick, log: d.log}
 	p.run(ctx)
 	return nil
 }
@@ -237,6 +239,7 @@ func (d *DHT) Kick() {
 type publisher struct {
 	source  Source
 	publish func(context.Context, Record) (holders int, err error)
+	now     func() time.Time
 	tell    func(Record, int, error) // or nil
 	kick    <-chan struct{}
 	log     *slog.Logger
@@ -259,7 +262,7 @@ func (p *publisher) run(ctx context.Context) {
 
 // round publishes everything once and returns how long to wait.
 func (p *publisher) round(ctx context.Context) time.Duration {
-	recs, err := p.source.Records(time.Now())
+	recs, err := p.source.Records(p.now())
 	if err != nil {
 		p.log.Error("records not made", "err", err)
 	}
@@ -295,7 +298,7 @@ func (p *publisher) round(ctx context.Context) time.Duration {
 	default:
 		p.failed, p.thin = 0, 0
 	}
-	return min(wait, untilTomorrow(time.Now()))
+	return min(wait, untilTomorrow(p.now()))
 }
 
 // untilTomorrow returns how long it is until tomorrow's records are due, with

@@ -173,7 +173,7 @@ func (d *DHT) Fetch(ctx context.Context, p peer.ID, a identity.Account, l identi
 		return record.Body{}, err
 	}
 	defer end()
-	now := time.Now()
+	now := d.cfg.Now()
 	recs, err := d.fetch(ctx, p, keysOf(a, l, record.DayOf(now), record.DayOf(now)-1, record.DayOf(now)+1))
 	if err != nil {
 		return record.Body{}, fmt.Errorf("fetching a record: %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -74,7 +75,7 @@ func inVirtualTime(t *testing.T, s Source, fn func(p *press, kick func())) {
 		ctx, cancel := context.WithCancel(t.Context())
 		pr := &press{holders: replication}
 		kick := make(chan struct{}, 1)
-		p := publisher{source: s, publish: pr.publish, kick: kick, log: slog.New(slog.DiscardHandler)}
+		p := publisher{source: s, publish: pr.publish, now: time.Now, kick: kick, log: slog.New(slog.DiscardHandler)}
 		var run sync.WaitGroup
 		run.Go(func() { p.run(ctx) })
 		fn(pr, func() { wake(kick) })
@@ -122,6 +123,37 @@ func TestPublisherRepublishesEverySixHours(t *testing.T) {
 				t.Errorf("day %d first published %v before it began (%v)", i, ahead, ok)
 			}
 		}
+	})
+}
+
+// A publisher whose clock is wrong publishes the days of its clock.
+func TestPublisherGoesByItsClock(t *testing.T) {
+	const slow = 5 * time.Hour
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		pr := &press{holders: replication}
+		p := publisher{
+			source: &days{}, publish: pr.publish, now: func() time.Time { return time.Now().Add(-slow) },
+			kick: make(chan struct{}), log: slog.New(slog.DiscardHandler),
+		}
+		var run sync.WaitGroup
+		run.Go(func() { p.run(ctx) })
+		begin := time.Now().UTC().Truncate(24 * time.Hour).Add(slow) // of a day, by its clock
+		time.Sleep(time.Until(begin.Add(24*time.Hour - nearMidnight - time.Second)))
+		today := byte(record.DayOf(p.now()))
+		pr.mu.Lock()
+		if len(pr.day) == 0 || slices.ContainsFunc(pr.day, func(d byte) bool { return d > today }) {
+			t.Errorf("days %v published before an hour before midnight of day %d", pr.day, today)
+		}
+		pr.mu.Unlock()
+		time.Sleep(publishSpread + 2*time.Second)
+		pr.mu.Lock()
+		if !slices.Contains(pr.day, today+1) {
+			t.Errorf("days %v published when day %d was near", pr.day, today+1)
+		}
+		pr.mu.Unlock()
+		cancel()
+		run.Wait()
 	})
 }
 

@@ -31,7 +31,7 @@ func (n *Node) loadSelf() error {
 			}
 		}
 		if errors.Is(err, store.ErrNotFound) {
-			row, err = newSelf(n.cfg.Rand, n.cfg.Name, time.Now())
+			row, err = newSelf(n.cfg.Rand, n.cfg.Name, n.cfg.Now())
 			if err == nil {
 				err = store.Selves.Put(tx, store.SelfKey(), row)
 			}

@@ -108,7 +108,7 @@ func (n *Node) enqueue(tx *store.Tx, c *store.Contact, content envelope.Content)
 			return err
 		}
 	}
-	_, _, err := n.outbox.Enqueue(tx, time.Now(), accountOf(c), &content)
+	_, _, err := n.outbox.Enqueue(tx, n.cfg.Now(), accountOf(c), &content)
 	c.Seq = content.Seq
 	return err
 }

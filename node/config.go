@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -57,6 +58,20 @@ type Config struct {
 	// ReadReceipts tells contacts when their messages were read. Default off.
 	ReadReceipts bool
 
+	// Now is this node's wall clock: what it stamps and what it judges by.
+	// Whoever sets it gives [store.Config] the same. Timers and deadlines
+	// measure elapsed time, and stay with package time. Default time.Now.
+	//
+	// Clocks may be wrong; what counts is how far those of two nodes differ. Up
+	// to an hour costs nothing, since the record of tomorrow is out by then. Up
+	// to a day (protocol.BundleSkew, protocol.GenerationSkew, and the days around
+	// it on which a record is valid) messages go on and contacts find each
+	// other; but a node that is behind may not find somebody who has published
+	// for the first time on what it calls tomorrow. Beyond a day records,
+	// manifests and bundles are refused: nobody is found, and only sessions that
+	// exist go on, for texts that have not expired by the recipient's clock.
+	Now func() time.Time
+
 	// Rand is where every key, nonce and ID comes from. Default crypto/rand.
 	Rand io.Reader
 
@@ -87,6 +102,9 @@ func (c Config) withDefaults() (Config, error) {
 	var errs []error
 	if c.Store == nil {
 		errs = append(errs, errors.New("node: Config.Store is required"))
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.Rand == nil {
 		c.Rand = rand.Reader

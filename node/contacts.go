@@ -57,7 +57,7 @@ func (n *Node) addContact(tx *store.Tx, link identity.Link, text, as string) (*s
 	c, err := store.Contacts.Get(tx, link.Account[:])
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		c = &store.Contact{Account: link.Account[:], Added: time.Now().UnixMilli()}
+		c = &store.Contact{Account: link.Account[:], Added: n.cfg.Now().UnixMilli()}
 	case err != nil:
 		return nil, err
 	case c.State == store.Contact_BLOCKED:
@@ -121,7 +121,7 @@ func (n *Node) presentToken(tx *store.Tx, c *store.Contact) (*store.Contact, err
 		if err := saveContact(tx, c); err != nil {
 			return nil, err
 		}
-		if _, err := n.sessions.Suspect(tx, time.Now(), accountOf(c), envelope.Hash(row.Value.Hash)); err != nil {
+		if _, err := n.sessions.Suspect(tx, n.cfg.Now(), accountOf(c), envelope.Hash(row.Value.Hash)); err != nil {
 			return nil, err
 		}
 		tx.OnCommit(func() { n.outbox.Kick(accountOf(c)) })
@@ -211,7 +211,7 @@ func (n *Node) RejectContact(_ context.Context, who string) error {
 			if err := n.forget(tx, c); err != nil { // a request has few rows: maxRequestContents
 				return nil, err
 			}
-			return c, store.SeenIDs.Put(tx, rejectedKey(accountOf(c)), &store.Seen{Dies: time.Now().Add(protocol.DedupeLife).UnixMilli()})
+			return c, store.SeenIDs.Put(tx, rejectedKey(accountOf(c)), &store.Seen{Dies: n.cfg.Now().Add(protocol.DedupeLife).UnixMilli()})
 		case store.Contact_KEY_CHANGED, store.Contact_HELD:
 			advance(c, evTrust)
 			c.NewAccount, c.NewLink, c.HeldManifest = nil, "", nil
@@ -461,7 +461,7 @@ func (n *Node) learn(tx *store.Tx, c *store.Contact, manifest []byte, p identity
 // learnManifest takes a newer manifest of a contact. A device that was not in
 // the last one is announced; for a verified contact it holds sending.
 func (n *Node) learnManifest(tx *store.Tx, c *store.Contact, signed []byte) error {
-	now := time.Now()
+	now := n.cfg.Now()
 	fresh, err := identity.OpenManifest(signed, accountOf(c), now)
 	if err != nil {
 		n.log.Warn("a contact sent a manifest that does not hold", "err", err)
@@ -508,7 +508,7 @@ func (n *Node) learnManifest(tx *store.Tx, c *store.Contact, signed []byte) erro
 
 // notice puts a line that nobody wrote into the chat with c, and the journal.
 func (n *Node) notice(tx *store.Tx, c *store.Contact, text string) error {
-	now := time.Now()
+	now := n.cfg.Now()
 	id, err := n.newID()
 	if err != nil {
 		return err

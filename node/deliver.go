@@ -134,7 +134,7 @@ const maxPreKeyFrame = 128
 
 // startSession opens a session with the bundles of an answer.
 func (n *Node) startSession(a identity.Account, answer *wire.PreKeyAnswer) error {
-	now := time.Now()
+	now := n.cfg.Now()
 	signed := wire.Marshal(answer.Manifest)
 	manifest, err := identity.OpenManifest(signed, a, now)
 	if err != nil {
@@ -236,7 +236,7 @@ func (n *Node) servePreKey(_ context.Context, conn *stream.Conn) error {
 		return prekey.ErrAnswer
 	}
 	var answer wire.PreKeyAnswer
-	now := time.Now()
+	now := n.cfg.Now()
 	err = n.store.Update(func(tx *store.Tx) error {
 		me, err := store.Selves.Get(tx, store.SelfKey())
 		if err != nil {

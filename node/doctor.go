@@ -53,7 +53,7 @@ func (n *Node) examineDHT(st Status) Finding {
 }
 
 func (n *Node) examineRecord(st Status) Finding {
-	now := time.Now()
+	now := n.cfg.Now()
 	switch {
 	case st.Published.IsZero() && st.DHTPeers == 0:
 		return Finding{Check: "record", Level: "warn", Text: "this account's record is not published, as there is no DHT node to hold it"}
@@ -95,7 +95,7 @@ func (n *Node) examineContact(who string) ([]Finding, error) {
 			state.Hint = e.Hint
 		}
 	}
-	now := time.Now()
+	now := n.cfg.Now()
 	network := Finding{Check: "network", Level: "ok", Text: view.Name + " is connected"}
 	if !view.Connected {
 		network = Finding{Check: "network", Level: "warn", Text: view.Name + " is not connected, " + heard(view.LastSeen, now)}

@@ -27,7 +27,7 @@ func (n *Node) CreateInvite(_ context.Context, public bool) (Invite, error) {
 		return Invite{}, fmt.Errorf("drawing a token: %w", err)
 	}
 	id := token.ID()
-	now := time.Now()
+	now := n.cfg.Now()
 	row := &store.Invite{Id: id[:], Token: token[:], Public: public, Created: now.UnixMilli()}
 	if !public {
 		row.Expires = now.Add(protocol.InviteLife).UnixMilli()
@@ -57,7 +57,7 @@ func (n *Node) CreateInvite(_ context.Context, public bool) (Invite, error) {
 // Invites lists the links of this account, oldest first.
 func (n *Node) Invites(context.Context) ([]Invite, error) {
 	var list []Invite
-	now := time.Now()
+	now := n.cfg.Now()
 	_, reach, _ := n.hints()
 	err := n.store.View(func(tx *store.Tx) error {
 		for r, err := range store.Invites.Scan(tx, nil, nil) {
@@ -119,7 +119,7 @@ func (n *Node) RotateInvites(context.Context) error {
 
 // revokeAll revokes every open invite; links that carry an old L are dead.
 func (n *Node) revokeAll(tx *store.Tx) error {
-	now := time.Now()
+	now := n.cfg.Now()
 	for r, err := range store.Invites.Scan(tx, nil, nil) {
 		if err != nil {
 			return err

@@ -19,7 +19,7 @@ func (n *Node) record(tx *store.Tx, e *store.Event, c *store.Contact) error {
 	if err != nil {
 		return err
 	}
-	e.Time = time.Now().UnixMilli()
+	e.Time = n.cfg.Now().UnixMilli()
 	if c != nil {
 		e.Account, e.Name = c.Account, c.Name
 	}

@@ -26,7 +26,7 @@ func (n *Node) openDHT() error {
 	}
 	n.dht, err = dht.New(dht.Config{
 		Host: n.host, Mode: n.cfg.DHT, AllowPrivate: n.cfg.Local, NoDiversity: n.cfg.Local,
-		Bootstrap: boot, Peers: goodPeers{n.store}, Own: n.own.get, Log: n.log,
+		Bootstrap: boot, Peers: goodPeers{n.store, n.cfg.Now}, Own: n.own.get, Now: n.cfg.Now, Log: n.log,
 	})
 	return err
 }
@@ -80,7 +80,7 @@ func (n *Node) AddBootstrap(_ context.Context, addr string) error {
 				row.Addrs = append(row.Addrs, a.Bytes())
 			}
 		}
-		row.Seen = time.Now().UnixMilli()
+		row.Seen = n.cfg.Now().UnixMilli()
 		return store.Bootstrap.Put(tx, store.PeerKey(t), row)
 	})
 	if err != nil {
@@ -181,7 +181,7 @@ func (n *Node) republish() {
 
 // makeRecords makes the own records of today anew.
 func (n *Node) makeRecords() error {
-	now := time.Now()
+	now := n.cfg.Now()
 	list, err := n.recordsOf(now, prekey.DayOf(now))
 	if err != nil {
 		return err
@@ -216,7 +216,10 @@ func (n *Node) keepRecords(ctx context.Context) error {
 }
 
 // goodPeers keeps the DHT's good peers, so that a restart needs no bootstrap.
-type goodPeers struct{ db *store.DB }
+type goodPeers struct {
+	db  *store.DB
+	now func() time.Time
+}
 
 // LoadPeers implements dht.PeerStore.
 func (g goodPeers) LoadPeers() ([]peer.AddrInfo, error) {
@@ -235,7 +238,7 @@ func (g goodPeers) LoadPeers() ([]peer.AddrInfo, error) {
 
 // SavePeers implements dht.PeerStore.
 func (g goodPeers) SavePeers(list []peer.AddrInfo) error {
-	now := time.Now().UnixMilli()
+	now := g.now().UnixMilli()
 	return g.db.Update(func(tx *store.Tx) error {
 		for row, err := range store.Peers.Scan(tx, nil, nil) {
 			if err != nil {

@@ -90,7 +90,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	n := &Node{
 		cfg: cfg, log: cfg.Log, store: cfg.Store, changed: newBroadcast(), stale: make(chan struct{}, 1), untold: make(chan struct{}, 1),
-		started: time.Now(), rolledBack: cfg.Store.RolledBack(),
+		started: cfg.Now(), rolledBack: cfg.Store.RolledBack(),
 	}
 	defer func() {
 		if err != nil {
@@ -120,7 +120,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	n.outbox = outbox.New(outbox.Config{
 		Store: n.store, Account: n.account(), Sealer: sealer{n.sessions, n}, Courier: courier{n},
-		Rand: cfg.Rand, Changed: n.messageChanged, Log: n.log,
+		Now: cfg.Now, Rand: cfg.Rand, Changed: n.messageChanged, Log: n.log,
 	})
 	if err := n.loadRoutes(); err != nil {
 		return nil, err
@@ -209,7 +209,7 @@ func (n *Node) Close() error {
 func (n *Node) afterRollback() error {
 	for more := true; more; {
 		err := n.store.Update(func(tx *store.Tx) (err error) {
-			more, err = n.sessions.ArchiveAll(tx, time.Now())
+			more, err = n.sessions.ArchiveAll(tx, n.cfg.Now())
 			return err
 		})
 		if err != nil {
@@ -217,7 +217,7 @@ func (n *Node) afterRollback() error {
 		}
 	}
 	return n.store.Update(func(tx *store.Tx) error {
-		err := changeSelf(tx, func(row *store.Self) error { return signManifest(row, time.Now()) })
+		err := changeSelf(tx, func(row *store.Self) error { return signManifest(row, n.cfg.Now()) })
 		if err != nil {
 			return err
 		}

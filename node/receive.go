@@ -109,7 +109,7 @@ func (n *Node) receive(tx *store.Tx, p peer.ID, e []byte) (outcome *wire.Outcome
 		before = n.sessions.Digest(tx, e)
 	}
 	err = tx.Try(func(tx *store.Tx) error {
-		now := time.Now()
+		now := n.cfg.Now()
 		o, err := n.sessions.Open(tx, now, from, e)
 		if again, ok := errors.AsType[*session.Duplicate](err); ok {
 			o = session.Opened{Peer: again.Peer, Ack: again.Ack}

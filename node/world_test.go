@@ -127,6 +127,11 @@ func listening(addrs ...string) func(*person) {
 
 func quick(p *person) { p.cfg.Rand = quickRand{} }
 
+// wrong makes a person's clock fast, or slow if d is negative.
+func wrong(d time.Duration) func(*person) {
+	return func(p *person) { p.cfg.Now = func() time.Time { return time.Now().Add(d) } }
+}
+
 func client(p *person) { p.cfg.DHT = dht.ModeClient }
 
 func bootstrap(from *person) func(*person) {
@@ -157,9 +162,9 @@ func (p *person) db() *store.DB {
 	var db *store.DB
 	var err error
 	if p.home != "" {
-		db, err = store.Open(store.Config{Dir: p.home, Key: p.key})
+		db, err = store.Open(store.Config{Dir: p.home, Key: p.key, Now: p.cfg.Now})
 	} else {
-		db, err = store.OpenMemory(store.Config{Key: p.key}, p.disk)
+		db, err = store.OpenMemory(store.Config{Key: p.key, Now: p.cfg.Now}, p.disk)
 	}
 	if err != nil {
 		p.w.Fatalf("opening the store of %s: %v", p.name, err)

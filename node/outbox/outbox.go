@@ -125,6 +125,10 @@ type Config struct {
 	Courier Courier          // required
 	Rand    io.Reader        // required; for pauses only; safe for concurrent use
 
+	// Now is the wall clock by which contents are stamped and expire. Default
+	// time.Now.
+	Now func() time.Time
+
 	// Gate holds contents back. Default [ContactGate].
 	Gate Gate
 
@@ -152,6 +156,9 @@ type Outbox struct {
 func New(cfg Config) *Outbox {
 	if cfg.Store == nil || cfg.Sealer == nil || cfg.Courier == nil || cfg.Rand == nil || cfg.Account == (identity.Account{}) {
 		panic("outbox: internal error: Config lacks a required field")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	if cfg.Gate == nil {
 		cfg.Gate = ContactGate{}

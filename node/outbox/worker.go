@@ -29,7 +29,7 @@ type worker struct {
 // A Report says why a peer's contents have not arrived, for the user's doctor.
 type Report struct {
 	Failures int       // attempts in a row that brought nothing
-	Last     time.Time // of the newest attempt, zero before the first
+	Last     time.Time // of the newest attempt, by Config.Now; zero before the first
 	Next     time.Time // of the next one, zero if it runs now
 	Held     bool      // the peer has them and has not accepted this user
 	Err      error     // of the newest attempt, nil if the peer answered
@@ -160,7 +160,7 @@ func (o *Outbox) sweep() {
 		if _, ok := o.Report(p); ok || err != nil {
 			continue
 		}
-		err = o.cfg.Store.Update(func(tx *store.Tx) error { return o.expire(tx, time.Now(), p) })
+		err = o.cfg.Store.Update(func(tx *store.Tx) error { return o.expire(tx, o.cfg.Now(), p) })
 	}
 	if err != nil {
 		o.cfg.Log.Warn("expired contents not swept", "err", err)
@@ -189,7 +189,7 @@ func (o *Outbox) work(ctx context.Context, peer identity.Account, w *worker) {
 			o.retire(peer, w, true)
 			return
 		}
-		now := time.Now()
+		now, last := o.cfg.Now(), time.Now()
 		pause := time.Duration(0)
 		switch v {
 		case idle:
@@ -225,13 +225,13 @@ func (o *Outbox) work(ctx context.Context, peer identity.Account, w *worker) {
 		if err != nil {
 			o.cfg.Log.Debug("contents not delivered", "peer", peer.Short(), "failures", failures, "err", err)
 		}
-		if o.pause(ctx, w, now, pause) {
+		if o.pause(ctx, w, last, pause) {
 			failures = 0
 		}
 	}
 }
 
-// pause waits for d, or less if the worker is kicked: the result says whether.
+// pause waits for d after last, by package time, or less if the worker is kicked: the result says whether.
 // A content that was just enqueued ends the pause only softPause after the
 // last attempt, so that many of them do not make many attempts.
 func (o *Outbox) pause(ctx context.Context, w *worker, last time.Time, d time.Duration) (kicked bool) {
@@ -290,7 +290,7 @@ type load struct {
 // that does not matter.
 func (o *Outbox) step(ctx context.Context, peer identity.Account) (v verdict, expires time.Time, err error) {
 	var l load
-	now := time.Now()
+	now := o.cfg.Now()
 	err = o.cfg.Store.View(func(tx *store.Tx) (err error) {
 		l, err = o.look(tx, now, peer)
 		return err
@@ -400,7 +400,7 @@ func (o *Outbox) prepare(ctx context.Context, peer identity.Account) (verdict, e
 		if paused, err = o.cfg.Gate.Paused(tx, peer); paused || err != nil {
 			return err
 		}
-		ready, err = o.cfg.Sealer.Ready(tx, time.Now(), peer)
+		ready, err = o.cfg.Sealer.Ready(tx, o.cfg.Now(), peer)
 		return err
 	})
 	switch {
@@ -423,7 +423,7 @@ func (o *Outbox) deliver(ctx context.Context, peer identity.Account, batch []par
 	}
 	var v verdict
 	err = o.cfg.Store.Update(func(tx *store.Tx) (err error) {
-		v, err = o.settle(tx, time.Now(), peer, batch, outcomes)
+		v, err = o.settle(tx, o.cfg.Now(), peer, batch, outcomes)
 		return err
 	})
 	if err != nil {

@@ -25,6 +25,8 @@ type Config struct {
 	// EraseEvery is the time of activity after which deleted secrets cannot be
 	// opened any more. Default 15 min.
 	EraseEvery time.Duration
+	// Now is the wall clock by which rows die. Default time.Now.
+	Now func() time.Time
 	// Log receives what an operator should know. Default: discarded.
 	Log *slog.Logger
 	// Rand is the source of keys and nonces. Default crypto/rand.
@@ -35,6 +37,7 @@ type Config struct {
 type DB struct {
 	log        *slog.Logger
 	rand       io.Reader
+	now        func() time.Time
 	eraseEvery time.Duration
 
 	engine engine
@@ -95,6 +98,7 @@ func open(cfg Config, f folder, start func(key []byte) (engine, error)) (_ *DB, 
 	db := &DB{
 		log:        cfg.Log,
 		rand:       cfg.Rand,
+		now:        cfg.Now,
 		eraseEvery: cfg.EraseEvery,
 		folder:     f,
 		jobs:       make(chan *job),
@@ -108,6 +112,9 @@ func open(cfg Config, f folder, start func(key []byte) (engine, error)) (_ *DB, 
 	}
 	if db.rand == nil {
 		db.rand = rand.Reader
+	}
+	if db.now == nil {
+		db.now = time.Now
 	}
 	if db.eraseEvery <= 0 {
 		db.eraseEvery = 15 * time.Minute

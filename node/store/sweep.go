@@ -19,7 +19,7 @@ const collectEvery = 10 * time.Minute // giving space back to the disk
 // failure of one of these is logged and tried again; it returns early with
 // [ErrClosed] if the database is closed.
 func (db *DB) Run(ctx context.Context) error {
-	now := time.Now()
+	now := time.Now() // for pauses; rows die by db.now
 	erase := now.Add(db.eraseEvery)
 	if len(db.ring.Load().keys) > 1 {
 		erase = now // a crash interrupted it
@@ -57,7 +57,7 @@ func (db *DB) Run(ctx context.Context) error {
 			}
 			if !now.Before(due[i]) {
 				due[i] = now.Add(t.pause)
-				db.chore("sweeping", db.sweep(ctx, t, now))
+				db.chore("sweeping", db.sweep(ctx, t, db.now()))
 			}
 			if due[i].Before(next) {
 				next = due[i]
