@@ -9,9 +9,9 @@ type engine interface {
 	// safe for concurrent use; discard it.
 	snapshot() (snapshot, error)
 	// commit applies ops whole or not at all and returns once they are durable.
-	// It is called from one goroutine at a time. ErrFull, ErrReadOnly and
-	// ErrClosed mean that nothing happened; after any other error that is
-	// unknown, and it is not called again.
+	// It is called from one goroutine at a time. ErrFull and ErrReadOnly mean
+	// that nothing happened; after any other error that is unknown, and it is
+	// not called again, or in vain after ErrClosed.
 	commit(ops []op) error
 	// collect gives space back to the disk; done once there is nothing to gain.
 	collect() (done bool, err error)

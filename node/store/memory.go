@@ -17,48 +17,20 @@ type Disk struct {
 	synced  tree       // as it survives a crash
 	files   map[string][]byte
 	durable map[string][]byte
-	fault   func(step string) error // injected failures; nil for none
+
+	// Injected failures; see faults.go.
+	fault func(step string) error // nil for none
+	steps int                     // write boundaries passed
+	crash int                     // the value of steps at which power is lost; 0 for never
+	then  func()                  // called with it
+	dead  func()                  // then, between the loss of power and the end of the lock
+	lies  bool                    // what is written is not kept
+	owed  bool                    // something was not kept, and may be yet
 }
 
 // NewDisk returns an empty medium.
 func NewDisk() *Disk {
 	return &Disk{files: map[string][]byte{}, durable: map[string][]byte{}}
-}
-
-// Crash is the machine losing power: what was not synced is gone, and the DB
-// that has the Disk open can neither read nor write any more. Close it, and
-// open the Disk again.
-func (d *Disk) Crash() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.owner = nil
-	d.rows = d.synced
-	d.files = map[string][]byte{}
-	for name, b := range d.durable {
-		d.files[name] = b
-	}
-}
-
-// Fail makes every later write fail with err, as a full or broken disk does,
-// until Fail(nil). A write that fails changes nothing; with [ErrFull] the
-// database carries on once there is space, with any other error it must be
-// reopened.
-func (d *Disk) Fail(err error) {
-	d.setFault(func(string) error { return err })
-}
-
-// setFault has fn decide before every step that writes.
-func (d *Disk) setFault(fn func(step string) error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.fault = fn
-}
-
-func (d *Disk) stepLocked(name string) error {
-	if d.fault == nil {
-		return nil
-	}
-	return d.fault(name)
 }
 
 // open makes the caller the disk's only user.
@@ -86,6 +58,16 @@ func (h *handle) lock() error {
 	return nil
 }
 
+// unlock releases the disk, and tells of a loss of power meanwhile.
+func (h *handle) unlock() {
+	dead := h.d.dead
+	h.d.dead = nil
+	h.d.mu.Unlock()
+	if dead != nil {
+		dead()
+	}
+}
+
 func (h *handle) snapshot() (snapshot, error) {
 	if err := h.lock(); err != nil {
 		return nil, err
@@ -98,7 +80,7 @@ func (h *handle) commit(ops []op) error {
 	if err := h.lock(); err != nil {
 		return err
 	}
-	defer h.d.mu.Unlock()
+	defer h.unlock()
 	if err := h.d.stepLocked("commit"); err != nil {
 		return err
 	}
@@ -114,8 +96,8 @@ func (h *handle) commit(ops []op) error {
 	if err := h.d.stepLocked("sync"); err != nil {
 		return err
 	}
-	h.d.synced = rows
-	return nil
+	h.d.syncLocked(func() { h.d.synced = rows })
+	return h.d.passLocked()
 }
 
 func (h *handle) collect() (bool, error) { return true, nil }
@@ -148,7 +130,7 @@ func (f memoryFolder) replace(name string, data []byte) error {
 	if err := f.h.lock(); err != nil {
 		return err
 	}
-	defer f.h.d.mu.Unlock()
+	defer f.h.unlock()
 	if err := f.h.d.stepLocked("write " + name); err != nil {
 		return err
 	}
@@ -156,8 +138,8 @@ func (f memoryFolder) replace(name string, data []byte) error {
 	if err := f.h.d.stepLocked("rename " + name); err != nil {
 		return err
 	}
-	f.h.d.durable[name] = f.h.d.files[name]
-	return nil
+	f.h.d.syncLocked(func() { f.h.d.durable[name] = f.h.d.files[name] })
+	return f.h.d.passLocked()
 }
 
 func (f memoryFolder) poke(name string, data []byte) error {
