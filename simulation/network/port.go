@@ -1,0 +1,231 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// listenPort is the TCP port of [Port.Listen].
+const listenPort = 4001
+
+// A Port is a node's place in a network. It outlives the node: after a crash
+// the next one starts with the options of the same port.
+type Port struct {
+	net    *Net
+	site   Site
+	addr   netip.Addr
+	upRate int64 // bit/s
+	dnRate int64
+
+	// Guarded by Net.mu.
+	on        bool
+	boot      int           // how often the power came
+	off       chan struct{} // closed by Cut, when power is lost
+	conns     []*conn       // of which an end is open, in the order in which they began
+	listeners []*listener
+	dialled   map[int]uint64 // by site: connections begun
+	ephemeral uint16
+
+	mu       sync.Mutex // guards the rest
+	upLine   calendar
+	downLine calendar
+	stats    Stats // what it sent
+	received int64 // bytes that were sent to it
+}
+
+// Join gives s a place in the network, with its own bandwidth in bit/s, or the
+// network's if that is 0. It fails if the site does not exist, is taken, or is
+// unknown to the topology.
+func (n *Net) Join(s Site, up, down int64) (*Port, error) {
+	if s.Index < 0 || s.Index >= len(n.ports) {
+		return nil, fmt.Errorf("network: site %d of %d", s.Index, len(n.ports))
+	}
+	if up < 0 || down < 0 {
+		return nil, fmt.Errorf("network: bandwidth of %d up and %d down bit/s at site %d", up, down, s.Index)
+	}
+	if t, ok := n.cfg.Topology.(interface{ Place(Site) error }); ok {
+		if err := t.Place(s); err != nil {
+			return nil, err
+		}
+	}
+	if up == 0 {
+		up = n.cfg.Up
+	}
+	if down == 0 {
+		down = n.cfg.Down
+	}
+	p := &Port{
+		net: n, site: s, addr: address(s.Index), upRate: up, dnRate: down,
+		on: true, boot: 1, off: make(chan struct{}),
+		dialled: make(map[int]uint64),
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ports[s.Index] != nil {
+		return nil, fmt.Errorf("network: site %d is taken", s.Index)
+	}
+	n.ports[s.Index] = p
+	n.addrs[p.addr] = p
+	return p, nil
+}
+
+// address returns the address of a site: 1.x.y.1 for the first 256, which all
+// differ in their /16, then on through 2.x to 9.x, and only then another y.
+func address(i int) netip.Addr {
+	const first = 9 // blocks of 256 before y changes
+	return netip.AddrFrom4([4]byte{byte(1 + i/256%first), byte(i), byte(i / (256 * first)), 1})
+}
+
+// Addr returns the address of this port. It looks public, and shares its /16
+// with no other port as long as there are at most 2,304.
+func (p *Port) Addr() netip.Addr { return p.addr }
+
+// Listen returns the multiaddr for a node here to listen on.
+func (p *Port) Listen() string { return fmt.Sprintf("/ip4/%s/tcp/%d", p.addr, listenPort) }
+
+// Bytes returns how many bytes, headers included, were sent from here and to
+// here.
+func (p *Port) Bytes() (sent, received int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stats.Bytes, p.received
+}
+
+// Cut takes the power away. What is in flight from and to here is lost, the
+// ends and listeners here fail at once, and so does what was made with the
+// options given out so far, for good. The other ends notice nothing, unless
+// something of theirs is not confirmed: they are reset when they have waited
+// for [AbandonAfter], or when they ask a machine whose power is back.
+func (p *Port) Cut() {
+	n := p.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p.cutLocked()
+}
+
+func (p *Port) cutLocked() {
+	if !p.on {
+		return
+	}
+	now := p.net.now()
+	p.on = false
+	close(p.off)
+	for _, c := range slices.Clone(p.conns) {
+		if c.cut(c.endOf(p), now) {
+			p.net.forgetLocked(c)
+		}
+	}
+	for _, l := range p.listeners {
+		l.fail()
+	}
+	p.listeners = nil
+}
+
+// Restore gives the power back. The machine knows none of its connections.
+func (p *Port) Restore() {
+	n := p.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p.on || n.ports[p.site.Index] != p {
+		return
+	}
+	now := n.now()
+	p.on, p.off = true, make(chan struct{})
+	p.boot++
+	for _, c := range p.conns {
+		c.restore(c.endOf(p), now)
+	}
+}
+
+// Close removes the machine for good, as [Port.Cut] does, and frees the site.
+func (p *Port) Close() {
+	n := p.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ports[p.site.Index] != p {
+		return
+	}
+	p.cutLocked()
+	n.ports[p.site.Index] = nil
+	delete(n.addrs, p.addr)
+	n.retired.add(p.sent())
+}
+
+// endOf returns which end of c is at p. A site does not connect to itself.
+func (c *conn) endOf(p *Port) int {
+	if c.port[0] == p {
+		return 0
+	}
+	return 1
+}
+
+// forget takes a connection that is over off its ports.
+func (n *Net) forget(c *conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.forgetLocked(c)
+}
+
+func (n *Net) forgetLocked(c *conn) {
+	for _, p := range c.port {
+		if i := slices.Index(p.conns, c); i >= 0 {
+			p.conns = slices.Delete(p.conns, i, i+1)
+		}
+	}
+}
+
+// up books the uplink for some bytes, not before at, and returns when they
+// have left.
+func (p *Port) up(now, at time.Duration, bytes int) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.upLine.book(now, at, onLine(bytes, p.upRate))
+}
+
+// down books the downlink likewise.
+func (p *Port) down(now, at time.Duration, bytes int) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.received += int64(bytes)
+	return p.downLine.book(now, at, onLine(bytes, p.dnRate))
+}
+
+// onLine returns how long a line of rate bit/s takes for some bytes.
+func onLine(bytes int, rate int64) time.Duration {
+	return time.Duration(int64(bytes) * 8 * int64(time.Second) / rate)
+}
+
+// count counts a chunk that was sent from here.
+func (p *Port) count(size, lost int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stats.Chunks++
+	p.stats.Bytes += int64(size + overhead*segments(size))
+	p.stats.Lost += int64(lost)
+}
+
+func (p *Port) sent() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stats
+}
+
+// show tells the tap.
+func (n *Net) show(from, to *Port, at time.Duration, size int) {
+	if n.cfg.Tap == nil {
+		return
+	}
+	c := Chunk{From: from.site.Index, To: to.site.Index, Size: size}
+	if at != never {
+		c.Arrival = n.start.Add(at)
+	}
+	n.tap.Lock()
+	defer n.tap.Unlock()
+	n.cfg.Tap(c)
+}
+
+var errSelf = errors.New("network: a site does not connect to itself")
