@@ -19,6 +19,9 @@ type span struct{ from, to time.Duration }
 // book reserves the line for d, not before at, and returns when it is done.
 // What ended before now is forgotten, so at must not be before now.
 func (c *calendar) book(now, at, d time.Duration) time.Duration {
+	if d <= 0 {
+		return at
+	}
 	past := 0
 	for past < len(c.busy) && c.busy[past].to <= now {
 		past++

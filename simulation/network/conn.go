@@ -159,8 +159,7 @@ func (c *conn) separate(apart bool, now time.Duration) {
 	if apart {
 		c.since = now
 		for i := range c.pipe {
-			p := &c.pipe[i]
-			if n := len(p.q); n > p.head && p.q[n-1].at > now && p.held < 0 {
+			if p := &c.pipe[i]; p.busy(now) && p.held < 0 {
 				p.held = now
 			}
 		}
@@ -170,6 +169,8 @@ func (c *conn) separate(apart bool, now time.Duration) {
 	c.since = -1
 	if now-since >= ResetAfter {
 		c.doom = min(c.doom, since+ResetAfter)
+		c.pipe[0].dropAfter(since)
+		c.pipe[1].dropAfter(since)
 		return
 	}
 	for i := range c.pipe {
@@ -213,20 +214,16 @@ func (c *conn) cut(i int, now time.Duration) bool {
 	}
 	c.state[i] = gone
 	c.rouseLocked()
+	arrived := now
+	if c.since >= 0 {
+		arrived = c.since
+	}
 	in, out := &c.pipe[1-i], &c.pipe[i]
-	arrived := func(h chunk) bool { return h.at <= now && (c.since < 0 || h.at <= c.since) }
-	for n := len(in.q); n > in.head; n-- {
-		if !arrived(in.q[n-1]) && in.held < 0 {
-			in.held = now
-		}
+	if in.dropAfter(arrived) && in.held < 0 {
+		in.held = now
 	}
 	in.drop()
-	n := out.head
-	for n < len(out.q) && arrived(out.q[n]) {
-		n++
-	}
-	clear(out.q[n:])
-	out.q = out.q[:n]
+	out.dropAfter(arrived)
 	out.held = -1
 	if out.rst > now {
 		out.rst = never

@@ -94,7 +94,7 @@ func (l *listener) offer(e *end, now, at time.Duration) bool {
 	return true
 }
 
-// Accept implements [manet.Listener].
+// Accept implements [manet.Listener]. Without power it waits for Close.
 func (l *listener) Accept() (manet.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -126,20 +126,15 @@ func (l *listener) Close() error {
 		l.port.listeners = slices.Delete(l.port.listeners, i, i+1)
 	}
 	n.mu.Unlock()
-	for _, a := range l.fail() {
-		a.e.Close()
-	}
-	return nil
-}
-
-// fail ends the listener and returns what was not accepted.
-func (l *listener) fail() []arrival {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	q := l.queue
 	l.closed, l.queue = true, nil
 	l.accept.rouse()
-	return q
+	l.mu.Unlock()
+	for _, a := range q {
+		a.e.Close()
+	}
+	return nil
 }
 
 // Multiaddr implements [manet.Listener].

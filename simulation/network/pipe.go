@@ -106,6 +106,24 @@ func (p *pipe) first() *chunk {
 // drop forgets what is queued.
 func (p *pipe) drop() { p.q, p.head = nil, 0 }
 
+// busy reports whether something is still to arrive after now.
+func (p *pipe) busy(now time.Duration) bool {
+	return p.head < len(p.q) && p.q[len(p.q)-1].at > now
+}
+
+// dropAfter forgets what was to arrive after a time, and reports whether there
+// was anything.
+func (p *pipe) dropAfter(at time.Duration) bool {
+	n := len(p.q)
+	for n > p.head && p.q[n-1].at > at {
+		n--
+	}
+	some := n < len(p.q)
+	clear(p.q[n:])
+	p.q = p.q[:n]
+	return some
+}
+
 // confirm tells the writer that n bytes were read; it learns of it a latency
 // later.
 func (p *pipe) confirm(now time.Duration, n int) {

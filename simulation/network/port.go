@@ -96,8 +96,8 @@ func (p *Port) Bytes() (sent, received int64) {
 }
 
 // Cut takes the power away. What is in flight from and to here is lost, the
-// ends and listeners here fail at once, and so does what was made with the
-// options given out so far, for good. The other ends notice nothing, unless
+// ends here fail at once, and for good: hosts made with the options given out
+// so far reach nobody again, and their listeners hear nothing. The other ends notice nothing, unless
 // something of theirs is not confirmed: they are reset when they have waited
 // for [AbandonAfter], or when they ask a machine whose power is back.
 func (p *Port) Cut() {
@@ -118,9 +118,6 @@ func (p *Port) cutLocked() {
 		if c.cut(c.endOf(p), now) {
 			p.net.forgetLocked(c)
 		}
-	}
-	for _, l := range p.listeners {
-		l.fail()
 	}
 	p.listeners = nil
 }
