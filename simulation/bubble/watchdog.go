@@ -19,7 +19,7 @@ import (
 // An exact program ([exact.Enabled]) is watched by its runtime instead, and
 // Watch does nothing there: a goroutine that wakes in real time would make runs
 // differ. It ends with status 2 and all stacks on standard error when virtual
-// time has not moved for two minutes.
+// time has not moved for two minutes, or GOSIM_STALL seconds.
 type Watchdog struct {
 	// After is the real time without a Bump that makes the dog bark. A machine
 	// that was asleep meanwhile does not. Default 60s.

@@ -1,0 +1,216 @@
+package exact
+
+import (
+	"fmt"
+	"strings"
+)
+
+// A patch is what changes in one file of the standard library. Every old text
+// must occur in it exactly once.
+type patch struct {
+	file  string // below GOROOT/src
+	edits []edit
+	tail  string // appended
+}
+
+type edit struct{ old, new string }
+
+// apply returns src changed by p.
+func (p patch) apply(src string) (string, error) {
+	for _, e := range p.edits {
+		if n := strings.Count(src, e.old); n != 1 {
+			return "", fmt.Errorf("exact: %s has the text to be changed %d times instead of once: %q", p.file, n, e.old)
+		}
+	}
+	for _, e := range p.edits {
+		src = strings.Replace(src, e.old, e.new, 1)
+	}
+	return src + p.tail, nil
+}
+
+// patches are all changes. They hold for every version in the table of
+// versions; one that needs others gets a list of its own.
+var patches = []patch{
+	{
+		file: "runtime/proc.go",
+		edits: []edit{
+			{
+				"const forcePreemptNS = 10 * 1000 * 1000 // 10ms",
+				"const forcePreemptNS = 1 << 60 // exact: no time slices",
+			},
+			{
+				"func retake(now int64) uint32 {\n\tn := 0\n",
+				"func retake(now int64) uint32 {\n\tif exactBuild {\n\t\texactWatch(now)\n\t\treturn 0\n\t}\n\tn := 0\n",
+			},
+			{
+				"\tnmp := mget()\n",
+				"\tnmp := mget()\n" + exactThread,
+			},
+			{
+				"if scavenger.sysmonWake.Load() != 0 {",
+				"if !exactBuild && scavenger.sysmonWake.Load() != 0 {",
+			},
+		},
+	},
+	{
+		file:  "runtime/select.go",
+		edits: []edit{{"j := cheaprandn(uint32(norder + 1))", "j := exactRandn(uint32(norder + 1))"}},
+	},
+	{
+		file:  "runtime/time.go",
+		edits: []edit{{"t.rand = cheaprand()", "t.rand = uint32(exactRand())"}},
+	},
+	{
+		file: "runtime/synctest.go",
+		edits: []edit{
+			{
+				"\tbubble.now = synctestBaseTime\n",
+				"\tbubble.now = synctestBaseTime\n\texactRandInit()\n\texactWatchInit()\n",
+			},
+			{"\t\tbubble.now = next\n", "\t\tbubble.now = next\n\t\texactSteps.Add(1)\n"},
+			{"\n\ttotal := bubble.total\n", "\n\texactSteps.Store(0)\n\ttotal := bubble.total\n"},
+		},
+		tail: exactWatch,
+	},
+	{
+		file: "runtime/rand.go",
+		edits: []edit{
+			{
+				"\tmp := getg().m\n\tc := &mp.chacha8\n",
+				"\tif getg().bubble != nil {\n\t\treturn exactRand()\n\t}\n\tmp := getg().m\n\tc := &mp.chacha8\n",
+			},
+			{
+				"\tif len(startupRand) >= 16 &&",
+				"\tif exactBuild {\n\t\tfor i := range seed {\n\t\t\tseed[i] = byte(i*37 + 11)\n\t\t}\n\t} else if len(startupRand) >= 16 &&",
+			},
+		},
+		tail: exactRandom,
+	},
+	{
+		file: "runtime/mgcsweep.go",
+		edits: []edit{
+			{"\tscavenger.wake()\n", "\tif !exactBuild {\n\t\tscavenger.wake()\n\t}\n"},
+			{
+				"\tfor {\n\t\t// bgsweep attempts to be a \"low priority\" goroutine",
+				`	for exactBuild { // never sweep in the background
+		lock(&sweep.lock)
+		sweep.parked = true
+		goparkunlock(&sweep.lock, waitReasonGCSweepWait, traceBlockGCSweep, 1)
+	}
+	for {
+		// bgsweep attempts to be a "low priority" goroutine`,
+			},
+		},
+	},
+	{
+		file: "context/context.go",
+		edits: []edit{
+			{"\t\"internal/reflectlite\"\n", "\t\"internal/reflectlite\"\n\t\"slices\"\n"},
+			{"\tchildren map[canceler]struct{} //", "\tchildren map[canceler]uint64 //"},
+			{"p.children = make(map[canceler]struct{})", "p.children = make(map[canceler]uint64)"},
+			{"p.children[child] = struct{}{}", "p.children[child] = exactChild.Add(1)"},
+			{
+				"\tfor child := range c.children {\n\t\t// NOTE: acquiring the child's lock while holding parent's lock.\n\t\tchild.cancel(",
+				"\tfor _, child := range exactOrder(c.children) {\n\t\t// NOTE: acquiring the child's lock while holding parent's lock.\n\t\tchild.cancel(",
+			},
+		},
+		tail: exactChildren,
+	},
+}
+
+// exactRandom is the random stream of a bubble (splitmix64). It is one for the
+// process: bubbles of an exact program take turns.
+const exactRandom = `
+const exactBuild = true
+
+var exactState uint64
+
+func exactRandInit() {
+	var x uint64 = 0x9e3779b97f4a7c15
+	for _, c := range []byte(gogetenv("` + seedKey + `")) {
+		x = (x ^ uint64(c)) * 0x100000001b3
+	}
+	exactState = x
+}
+
+//go:nosplit
+func exactRand() uint64 {
+	exactState += 0x9e3779b97f4a7c15
+	z := exactState
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9
+	z = (z ^ (z >> 27)) * 0x94d049bb133111eb
+	return z ^ (z >> 31)
+}
+
+//go:nosplit
+func exactRandn(n uint32) uint32 {
+	if getg().bubble == nil {
+		return cheaprandn(n)
+	}
+	return uint32((uint64(uint32(exactRand())) * uint64(n)) >> 32)
+}
+`
+
+// exactThread waits for a thread that is about to become idle instead of making
+// another one, whose memory would move the addresses of what follows. A thread
+// that is busy for long sits in a system call of its own.
+const exactThread = `	for i := 0; exactBuild && nmp == nil && i < 1000 && mcount()-sched.nmidle-sched.nmidlelocked-sched.nmsys > 1; i++ {
+		unlock(&sched.lock)
+		usleep(100)
+		lock(&sched.lock)
+		nmp = mget()
+	}
+`
+
+// exactWatch is called by the monitor thread of the runtime, which needs no
+// processor and wakes nobody. It looks at least once a minute; a machine that
+// was asleep counts as one look.
+const exactWatch = `
+var exactSteps atomic.Uint64 // moves of virtual time; 0: no bubble
+var exactLimit int64         // ns of real time between two of them; set before the first
+
+var exactSeen struct {
+	steps       uint64
+	last, still int64 // ns: the last look, and without news
+}
+
+func exactWatchInit() {
+	exactLimit = 0
+	for _, c := range []byte(gogetenv("` + stallKey + `")) {
+		if '0' <= c && c <= '9' {
+			exactLimit = exactLimit*10 + int64(c-'0')*1e9
+		}
+	}
+	if exactLimit <= 0 {
+		exactLimit = 120e9
+	}
+	exactSteps.Store(1)
+}
+
+func exactWatch(now int64) {
+	s := &exactSeen
+	if n := exactSteps.Load(); n == 0 || n != s.steps {
+		s.steps, s.last, s.still = n, now, 0
+		return
+	}
+	s.still += min(now-s.last, 60e9)
+	s.last = now
+	if s.still > exactLimit {
+		throw("virtual time has stopped")
+	}
+}
+`
+
+// exactChildren orders the children of a context by age.
+const exactChildren = `
+var exactChild atomic.Uint64
+
+func exactOrder(children map[canceler]uint64) []canceler {
+	order := make([]canceler, 0, len(children))
+	for c := range children {
+		order = append(order, c)
+	}
+	slices.SortFunc(order, func(a, b canceler) int { return int(children[a]) - int(children[b]) })
+	return order
+}
+`
