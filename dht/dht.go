@@ -140,6 +140,10 @@ type Config struct {
 	// [DHT.Publish]. It must not block. Default nil.
 	OnPublished func(r Record, holders int, err error)
 
+	// OnLookup is told how every [DHT.Lookup] went, from its goroutine. It must
+	// not block. Default nil: nothing is measured.
+	OnLookup func(Report)
+
 	// MaxBytes bounds the records held for others. Default 64 MiB.
 	MaxBytes int64
 

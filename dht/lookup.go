@@ -79,15 +79,31 @@ func (d *DHT) Lookup(ctx context.Context, a identity.Account, l identity.LookupS
 	}
 	defer end()
 
+	b := best{account: a, lookup: l, highest: highest}
+	if d.cfg.OnLookup == nil {
+		return d.find(ctx, &b)
+	}
+	var g gauge
+	began := time.Now()
+	watched, unwatch := g.watch(ctx)
+	body, err := d.find(watched, &b)
+	unwatch()
+	d.cfg.OnLookup(Report{
+		Account: a, Took: time.Since(began), Hops: g.deep, Asked: len(g.asked), Found: err == nil, Stale: b.stale, Version: body.Version(),
+	})
+	return body, err
+}
+
+// find is Lookup within its bounds.
+func (d *DHT) find(ctx context.Context, b *best) (record.Body, error) {
 	now := d.cfg.Now()
 	today := record.DayOf(now)
 	others := []uint32{today - 1}
 	if record.DayOf(now.Add(nearMidnight)) > today {
 		others = append(others, today+1)
 	}
-	b := best{account: a, lookup: l, highest: highest}
 	for _, days := range [][]uint32{{today}, others} {
-		if d.search(ctx, keysOf(a, l, days...), &b); b.found {
+		if d.search(ctx, keysOf(b.account, b.lookup, days...), b); b.found {
 			break
 		}
 		if err := ctx.Err(); err != nil {

@@ -83,6 +83,10 @@ type Config struct {
 	// block. Default nil.
 	Observe session.Observer
 
+	// OnLookup is told how every lookup in the DHT went, on the goroutine that
+	// looked. It must not block. Default nil.
+	OnLookup func(dht.Report)
+
 	// Transports replaces QUIC and TCP, for simulated networks.
 	Transports []libp2p.Option
 
