@@ -62,6 +62,7 @@ func TestLongPartitionResetsBothEnds(t *testing.T) {
 		together, too := connect(t, l.port[0], same)
 		start := time.Now()
 		write(t, l.a, []byte("held"))
+		write(t, l.b, []byte("held"))
 		l.n.Partition([]int{0, 2}, []int{1})
 		var wg sync.WaitGroup
 		for _, e := range []*end{l.a, l.b, idleA, idleB} {
@@ -79,6 +80,7 @@ func TestLongPartitionResetsBothEnds(t *testing.T) {
 		wg.Wait()
 		time.Sleep(time.Minute)
 		l.n.Heal()
+		wantErr(t, l.a, syscall.ECONNRESET)
 		wantErr(t, l.b, syscall.ECONNRESET)
 		write(t, together, []byte("fine"))
 		wantRead(t, too, "fine")
@@ -125,6 +127,21 @@ func TestCloseDuringAPartitionIsLearntAfterIt(t *testing.T) {
 	})
 }
 
+func TestResetIsHeldByAPartition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t, Config{})
+		write(t, l.a, []byte("unread"))
+		time.Sleep(time.Second)
+		_ = l.b.Close()
+		l.n.Partition([]int{0})
+		time.AfterFunc(10*time.Second, l.n.Heal)
+		start := time.Now()
+		wantErr(t, l.a, syscall.ECONNRESET)
+		wantSince(t, start, 10*time.Second+latency)
+		l.close(t)
+	})
+}
+
 func tryDial(t testing.TB, ctx context.Context, p, q *Port) error {
 	t.Helper()
 	e, err := p.stream().dial(ctx, netip.AddrPortFrom(q.addr, listenPort))
@@ -136,7 +153,7 @@ func tryDial(t testing.TB, ctx context.Context, p, q *Port) error {
 
 func listen(t testing.TB, p *Port) *listener {
 	t.Helper()
-	l, err := p.listen(p.boot, netip.AddrPortFrom(p.addr, listenPort))
+	l, err := p.listen(p.power, netip.AddrPortFrom(p.addr, listenPort))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,13 +294,13 @@ func TestListenerHasOneAddressOfItsPort(t *testing.T) {
 		n := newNet(t, Config{Sites: 2})
 		p, q := join(t, n, 0), join(t, n, 1)
 		at := listen(t, p)
-		if _, err := p.listen(1, at.addr); !errors.Is(err, syscall.EADDRINUSE) {
+		if _, err := p.listen(p.power, at.addr); !errors.Is(err, syscall.EADDRINUSE) {
 			t.Errorf("listening twice: %v", err)
 		}
-		if _, err := p.listen(1, netip.AddrPortFrom(q.addr, 1)); !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		if _, err := p.listen(p.power, netip.AddrPortFrom(q.addr, 1)); !errors.Is(err, syscall.EADDRNOTAVAIL) {
 			t.Errorf("listening at another's address: %v", err)
 		}
-		any, err := p.listen(1, netip.MustParseAddrPort("0.0.0.0:0"))
+		any, err := p.listen(p.power, netip.MustParseAddrPort("0.0.0.0:0"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -390,6 +407,20 @@ func TestUnconfirmedBytesAreAbandoned(t *testing.T) {
 	}
 }
 
+func TestAbandonedEndDoesNotWaitForTheNextRetransmission(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLine(t, Config{})
+		start := time.Now()
+		l.port[1].Cut()
+		write(t, l.a, []byte("x"))
+		time.Sleep(15 * time.Second) // retransmitted after 12.6 s, and next after 25.4 s
+		l.port[1].Restore()
+		wantErr(t, l.a, syscall.ECONNRESET)
+		wantSince(t, start, AbandonAfter)
+		l.close(t)
+	})
+}
+
 func TestRestoredMachineAnswersARetransmissionWithAReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLine(t, Config{})
@@ -416,7 +447,7 @@ func TestWhatHadPowerBeforeACutHasNoneAfterRestore(t *testing.T) {
 		if _, err := old.dial(t.Context(), at.addr); !errors.Is(err, syscall.ENETDOWN) {
 			t.Errorf("dialling as before the cut: %v", err)
 		}
-		if _, err := old.port.listen(old.boot, netip.AddrPortFrom(old.port.addr, 1)); !errors.Is(err, syscall.ENETDOWN) {
+		if _, err := old.port.listen(old.power, netip.AddrPortFrom(old.port.addr, 1)); !errors.Is(err, syscall.ENETDOWN) {
 			t.Errorf("listening as before the cut: %v", err)
 		}
 		a, b := connect(t, l.port[0], join(t, l.n, 2))

@@ -33,11 +33,12 @@ type arrival struct {
 
 var _ manet.Listener = (*listener)(nil)
 
-// listen opens a listener for the transport of one boot. Port 0 takes a free one.
-func (p *Port) listen(boot int, at netip.AddrPort) (*listener, error) {
+// listen opens a listener on the power that p had when power was its channel.
+// Port 0 takes a free one.
+func (p *Port) listen(power <-chan struct{}, at netip.AddrPort) (*listener, error) {
 	p.net.mu.Lock()
 	defer p.net.mu.Unlock()
-	if !p.on || p.boot != boot {
+	if !p.on || p.power != power {
 		return nil, errDown
 	}
 	if at.Addr() != p.addr && !at.Addr().IsUnspecified() {

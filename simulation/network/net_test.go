@@ -30,7 +30,7 @@ func join(t testing.TB, n *Net, site int) *Port {
 	return p
 }
 
-func (p *Port) stream() *stream { return &stream{port: p, boot: p.boot, off: p.off} }
+func (p *Port) stream() *stream { return &stream{port: p, power: p.power} }
 
 // A line is two ends of a connection between sites 0 and 1, over a link that
 // takes 50 ms exactly.
@@ -58,7 +58,7 @@ func newLine(t testing.TB, c Config) *line {
 func connect(t testing.TB, p, q *Port) (dialled, accepted *end) {
 	t.Helper()
 	at := netip.AddrPortFrom(q.addr, listenPort)
-	l, err := q.listen(q.boot, at)
+	l, err := q.listen(q.power, at)
 	if err != nil {
 		t.Fatal(err)
 	}

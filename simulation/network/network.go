@@ -100,7 +100,7 @@ type Config struct {
 // A Chunk is what a [Config.Tap] sees of one write.
 type Chunk struct {
 	From, To int       // sites
-	Arrival  time.Time // zero if it is held by a partition or lost with the power
+	Arrival  time.Time // as foreseen; zero if it is held by a partition, or lost
 	Size     int       // bytes of payload; 0 for the end of a stream
 }
 

@@ -23,8 +23,7 @@ type Port struct {
 
 	// Guarded by Net.mu.
 	on        bool
-	boot      int           // how often the power came
-	off       chan struct{} // closed by Cut, when power is lost
+	power     chan struct{} // closed by Cut; another one after each Restore
 	conns     []*conn       // of which an end is open, in the order in which they began
 	listeners []*listener
 	dialled   map[int]uint64 // by site: connections begun
@@ -60,7 +59,7 @@ func (n *Net) Join(s Site, up, down int64) (*Port, error) {
 	}
 	p := &Port{
 		net: n, site: s, addr: address(s.Index), upRate: up, dnRate: down,
-		on: true, boot: 1, off: make(chan struct{}),
+		on: true, power: make(chan struct{}),
 		dialled: make(map[int]uint64),
 	}
 	n.mu.Lock()
@@ -113,7 +112,7 @@ func (p *Port) cutLocked() {
 	}
 	now := p.net.now()
 	p.on = false
-	close(p.off)
+	close(p.power)
 	for _, c := range slices.Clone(p.conns) {
 		if c.cut(c.endOf(p), now) {
 			p.net.forgetLocked(c)
@@ -131,8 +130,7 @@ func (p *Port) Restore() {
 		return
 	}
 	now := n.now()
-	p.on, p.off = true, make(chan struct{})
-	p.boot++
+	p.on, p.power = true, make(chan struct{})
 	for _, c := range p.conns {
 		c.restore(c.endOf(p), now)
 	}

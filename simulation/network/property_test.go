@@ -2,9 +2,11 @@ package network
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -79,6 +81,7 @@ func readSequence(t *testing.T, e *end, s *source) (got int) {
 		if err := e.SetReadDeadline(limit); err != nil {
 			return got
 		}
+		wantInOrder(t, e.c)
 		b := make([]byte, 1+s.upTo(5000))
 		n, err := e.Read(b)
 		if !bytes.Equal(b[:n], sequence(got, n)) {
@@ -86,6 +89,19 @@ func readSequence(t *testing.T, e *end, s *source) (got int) {
 		}
 		if got += n; err != nil {
 			return got
+		}
+	}
+}
+
+// wantInOrder wants what is queued to arrive in its order.
+func wantInOrder(t *testing.T, c *conn) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.pipe {
+		p := &c.pipe[i]
+		if !slices.IsSortedFunc(p.q[p.head:], func(a, b chunk) int { return cmp.Compare(a.at, b.at) }) {
+			t.Error("the queue is not in the order of arrival")
 		}
 	}
 }

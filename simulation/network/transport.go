@@ -29,7 +29,7 @@ import (
 // libp2p.ForceReachabilityPrivate overrules that.
 func (p *Port) Options() []libp2p.Option {
 	p.net.mu.Lock()
-	boot, off := p.boot, p.off
+	power := p.power
 	p.net.mu.Unlock()
 	security := libp2p.NoSecurity
 	if p.net.cfg.Noise {
@@ -37,7 +37,7 @@ func (p *Port) Options() []libp2p.Option {
 	}
 	return []libp2p.Option{
 		libp2p.Transport(func(u transport.Upgrader, m libnet.ResourceManager) *stream {
-			return &stream{port: p, boot: boot, off: off, upgrader: u, manager: m}
+			return &stream{port: p, power: power, upgrader: u, manager: m}
 		}),
 		security,
 		func(c *libp2p.Config) error {
@@ -64,8 +64,7 @@ func muxer() *yamux.Transport {
 // from the coming of its power to its loss.
 type stream struct {
 	port     *Port
-	boot     int
-	off      <-chan struct{} // closed when the power is lost
+	power    <-chan struct{} // closed when it is lost
 	upgrader transport.Upgrader
 	manager  libnet.ResourceManager
 }
@@ -92,7 +91,7 @@ func (s *stream) Listen(a ma.Multiaddr) (transport.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := s.port.listen(s.boot, at)
+	l, err := s.port.listen(s.power, at)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +227,7 @@ func (d *dial) attempt(ctx context.Context, limit time.Duration) (*end, error) {
 // wayLocked returns the port to reach, if it is reached, and how long it takes.
 func (d *dial) wayLocked() (*Port, time.Duration, error) {
 	n := d.port.net
-	if !d.port.on || d.port.boot != d.boot {
+	if !d.port.on || d.port.power != d.power {
 		return nil, 0, errDown
 	}
 	peer := n.addrs[d.to.Addr()]
@@ -273,7 +272,7 @@ func (s *stream) sleep(ctx context.Context, until time.Duration) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-s.off:
+	case <-s.power:
 		return errDown
 	}
 }
