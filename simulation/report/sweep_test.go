@@ -1,0 +1,224 @@
+package report
+
+import (
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"starling/simulation"
+)
+
+// runOf makes up a run with one metric.
+func runOf(seed uint64, params map[string]string, outcome string, value float64) Run {
+	return Run{
+		Manifest: simulation.Manifest{Scenario: "town", Seed: seed, Params: params, Version: "1", Go: "go1.26.0", Outcome: outcome},
+		Metrics:  []simulation.Metric{{Name: "spread", Value: value, Unit: "s"}, {Name: "constant", Value: 4}},
+	}
+}
+
+func TestSweepGroupsBySettingAndCountsWhatHeld(t *testing.T) {
+	var runs []Run
+	for i := range 5 { // 1..5: 3 ± 1.963243
+		runs = append(runs, runOf(uint64(i), map[string]string{"loss": "0.1", "churn": "2"}, "held", float64(i+1)))
+	}
+	runs = append(runs,
+		runOf(9, map[string]string{"loss": "0.1", "churn": "2"}, "violated", 1e6),
+		runOf(1, map[string]string{"loss": "0.1", "churn": "10"}, "held", 7),
+		runOf(1, map[string]string{"loss": "0.3", "churn": "2"}, "held", math.NaN()),
+		runOf(2, map[string]string{"loss": "0.3", "churn": "2"}, "held", 8),
+	)
+	dir := t.TempDir()
+	if err := Sweep(dir, runs); err != nil {
+		t.Fatal(err)
+	}
+	got := rows(t, dir, "sweep.csv")
+	want := [][]string{
+		{"metric", "unit", "churn", "loss", "runs", "mean", "ci95_low", "ci95_high", "lowest", "highest"},
+		{"spread", "s", "2", "0.1", "5", "3", "1.0367", "4.9632", "1", "5"},
+		{"spread", "s", "2", "0.3", "1", "8", "", "", "8", "8"},
+		{"spread", "s", "10", "0.1", "1", "7", "", "", "7", "7"},
+	}
+	for i, row := range want {
+		for j, cell := range row {
+			if v, err := strconv.ParseFloat(got[i][j], 64); err == nil && j > 4 {
+				got[i][j] = strconv.FormatFloat(math.Trunc(v*1e4)/1e4, 'f', -1, 64)
+			}
+			if got[i][j] != cell {
+				t.Errorf("sweep.csv, row %d, column %d: %q, want %q", i, j, got[i][j], cell)
+			}
+		}
+	}
+	if n := len(rows(t, dir, "runs.csv")); n != len(runs)+1 {
+		t.Errorf("runs.csv has %d rows, want %d", n, len(runs)+1)
+	}
+	for name, there := range map[string]bool{"spread-by-churn.svg": true, "spread-by-loss.svg": true, "constant-by-loss.svg": false} {
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != there {
+			t.Errorf("%s is there: %v, want %v", name, err == nil, there)
+		}
+	}
+	page := read(t, dir, "index.html")
+	for _, want := range []string{"9 runs of town over 2 values of churn and 2 values of loss", "Run violated – churn=2, loss=0.1, seed 9", "Left out: 1 run that"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the index does not say %q", want)
+		}
+	}
+}
+
+func TestSweepOverSeedsAlone(t *testing.T) {
+	dir := t.TempDir()
+	if err := Sweep(dir, []Run{runOf(1, nil, "held", 1), runOf(2, nil, "held", 3)}); err != nil {
+		t.Fatal(err)
+	}
+	page := strings.ReplaceAll(read(t, dir, "index.html"), nbsp, " ")
+	if !strings.Contains(page, "2 runs of town: every promise was kept.") || !strings.Contains(page, "12.7 s") {
+		t.Error("the index lacks the headline or the interval")
+	}
+	if err := Sweep(t.TempDir(), nil); err == nil {
+		t.Error("a sweep of no runs was taken")
+	}
+	if err := Sweep(t.TempDir(), []Run{runOf(1, nil, "failed", 1)}); err != nil {
+		t.Errorf("a sweep in which nothing held: %v", err)
+	}
+}
+
+func TestValuesInTheirOrder(t *testing.T) {
+	pos, _ := positions([]string{"0", "10", "100"})
+	if pos[1] != 10 {
+		t.Errorf("numbers from 0 stand at %v", pos)
+	}
+	if pos, _ = positions([]string{"1", "10", "100"}); pos[2] != 2 {
+		t.Errorf("numbers over two decades stand at %v", pos)
+	}
+	if pos, _ = positions([]string{"200ms", "1s"}); pos[0] != 0.2 || pos[1] != 1 {
+		t.Errorf("durations stand at %v", pos)
+	}
+	if pos, _ = positions([]string{"3", "plain"}); pos[0] != 0 || pos[1] != 1 {
+		t.Errorf("words stand at %v", pos)
+	}
+	if pos, _ = positions([]string{"1", "1.0"}); pos[0] == pos[1] {
+		t.Errorf("two spellings of one number share a place: %v", pos)
+	}
+}
+
+func TestNamesOfRunsDiffer(t *testing.T) {
+	seen := map[string]bool{}
+	for _, m := range []simulation.Manifest{
+		{Scenario: "town"},
+		{Scenario: "town", Seed: 1},
+		{Scenario: "Town", Seed: 1},
+		{Scenario: "../town", Seed: 1},
+		{Scenario: "town", Params: map[string]string{"a": "1", "b": "2"}},
+		{Scenario: "town", Params: map[string]string{"a": "1,b=2"}},
+		{Scenario: "town", Params: map[string]string{"a": strings.Repeat("x", 300)}},
+		{Scenario: "town", Params: map[string]string{"a": "/"}},
+		{Scenario: "town", Params: map[string]string{"a": "_"}},
+	} {
+		name := Name(m)
+		if seen[name] || len(name) > 120 || !filepath.IsLocal(name) || strings.ContainsAny(name, `/\`) {
+			t.Errorf("the name of %+v is %q", m, name)
+		}
+		seen[name] = true
+	}
+	if got, want := Name(simulation.Manifest{Scenario: "town", Seed: 7, Params: map[string]string{"loss": "0.1"}}), "town,loss=0.1,seed=7"; got != want {
+		t.Errorf("Name = %q, want %q", got, want)
+	}
+}
+
+func TestMergeJoinsMachines(t *testing.T) {
+	dir := t.TempDir()
+	at := func(machine string, seed uint64, change func(*simulation.Result)) string {
+		r := small()
+		r.Manifest.Seed = seed
+		if change != nil {
+			change(r)
+		}
+		return finish(t, filepath.Join(dir, machine, runsDir, Name(r.Manifest)), r)
+	}
+	at("a", 1, nil)
+	at("a", 2, nil)
+	at("b", 2, nil) // copied: the same
+	single := at("b", 3, nil)
+	if err := Merge(filepath.Join(dir, "all"), filepath.Join(dir, "a"), filepath.Join(dir, "b"), single); err != nil {
+		t.Fatal(err)
+	}
+	runs, err := Runs(filepath.Join(dir, "all"))
+	if err != nil || len(runs) != 3 {
+		t.Fatalf("merged %d runs (%v), want 3", len(runs), err)
+	}
+	if !strings.Contains(read(t, dir, "all/index.html"), "3 runs of hello") {
+		t.Error("the index does not count the runs")
+	}
+	if _, err := Load(runs[0].Dir); err != nil {
+		t.Errorf("loading a merged run: %v", err)
+	}
+
+	at("other", 2, func(r *simulation.Result) { r.Messages[0].Shown++ })
+	at("newer", 4, func(r *simulation.Result) { r.Manifest.Version = "2" })
+	at("town", 5, func(r *simulation.Result) { r.Manifest.Scenario = "town" })
+	at("edited", 6, func(r *simulation.Result) { r.Manifest.Source += "# edited\n" })
+	for src, wants := range map[string][]string{
+		"other": {"seed 2", "twice", filepath.Join("other", runsDir)}, "newer": {"version", `"1"`, `"2"`}, "town": {"scenario", `"hello"`, `"town"`}, "edited": {"the scenario file"},
+	} {
+		dst := filepath.Join(dir, "refused-"+src)
+		err := Merge(dst, filepath.Join(dir, "a"), filepath.Join(dir, src))
+		if _, ok := errors.AsType[*MixError](err); !ok {
+			t.Errorf("merging %s: %v, want a MixError", src, err)
+			continue
+		}
+		for _, want := range wants {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("merging %s: %q does not name %q", src, err, want)
+			}
+		}
+		if _, err := os.Stat(dst); err == nil {
+			t.Errorf("merging %s: it was refused, and yet wrote", src)
+		}
+	}
+
+	if _, err := Create(filepath.Join(dir, "cut", "run"), small().Manifest); err != nil {
+		t.Fatal(err)
+	}
+	if err := Merge(filepath.Join(dir, "no"), filepath.Join(dir, "a"), filepath.Join(dir, "cut")); !errors.Is(err, ErrRunning) {
+		t.Errorf("merging a run that was cut off: %v, want ErrRunning", err)
+	}
+	if err := Merge(filepath.Join(dir, "all"), filepath.Join(dir, "a")); err == nil {
+		t.Error("merged into results")
+	}
+	if err := Merge(filepath.Join(dir, "no"), t.TempDir()); err == nil || !strings.Contains(err.Error(), "no results") {
+		t.Errorf("merging an empty folder: %v", err)
+	}
+}
+
+func TestCompareSideBySide(t *testing.T) {
+	dir := t.TempDir()
+	a, b := small(), small()
+	b.Manifest.Seed, b.Manifest.Params = 8, map[string]string{"loss": "0.2"}
+	b.Messages = b.Messages[:10]
+	finish(t, filepath.Join(dir, "a"), a)
+	finish(t, filepath.Join(dir, "b"), b)
+	var out strings.Builder
+	if err := Compare(&out, filepath.Join(dir, "a"), filepath.Join(dir, "b")); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(out.String(), nbsp, " ")
+	for _, want := range []string{"\nloss ", "\nMessages accepted ", " 11  ", " -9.1 %\n", "+9.1 points\n", "\nspam shown  "} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the comparison lacks %q:\n%s", want, text)
+		}
+	}
+	for _, same := range []string{"\nstore ", "\nversion "} {
+		if strings.Contains(text, same) {
+			t.Errorf("the comparison lists what is the same: %q", same)
+		}
+	}
+	if err := Compare(&out, filepath.Join(dir, "a")); err == nil {
+		t.Error("compared one run")
+	}
+	if err := Compare(&out, filepath.Join(dir, "a"), filepath.Join(dir, "missing")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("comparing with a missing folder: %v", err)
+	}
+}

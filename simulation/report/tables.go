@@ -1,0 +1,284 @@
+package report
+
+import (
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"starling/simulation"
+)
+
+// A table is a CSV file of rows of T. fields returns pointers to the fields of a
+// row, one a column, for reading and for writing.
+type table[T any] struct {
+	name    string
+	columns []string
+	fields  func(row *T) []any
+}
+
+// ofRow is a row of metrics.csv: who measured it is a column.
+type ofRow struct {
+	simulation.Metric
+	of string
+}
+
+const (
+	ofRun      = "run"
+	ofScenario = "scenario"
+)
+
+var (
+	messagesTable = table[simulation.Message]{
+		"messages.csv",
+		[]string{"id", "from", "to", "size_bytes", "accepted_s", "shown_s", "confirmed_s"},
+		func(r *simulation.Message) []any {
+			return []any{&r.ID, &r.From, &r.To, &r.Size, &r.Accepted, &r.Shown, &r.Confirmed}
+		},
+	}
+	lookupsTable = table[simulation.Lookup]{
+		"lookups.csv",
+		[]string{"by", "at_s", "took_s", "hops", "asked", "found", "stale"},
+		func(r *simulation.Lookup) []any {
+			return []any{&r.By, &r.At, &r.Took, &r.Hops, &r.Asked, &r.Found, &r.Stale}
+		},
+	}
+	trafficTable = table[simulation.Traffic]{
+		"traffic.csv",
+		[]string{"node", "protocol", "sent_bytes", "received_bytes"},
+		func(r *simulation.Traffic) []any {
+			return []any{&r.Node, &r.Protocol, &r.Sent, &r.Received}
+		},
+	}
+	faultsTable = table[simulation.Fault]{
+		"faults.csv",
+		[]string{"kind", "what", "from_s", "to_s"},
+		func(r *simulation.Fault) []any {
+			return []any{&r.Kind, &r.What, &r.From, &r.To}
+		},
+	}
+	nodesTable = table[simulation.NodeResult]{
+		"nodes.csv",
+		[]string{"name", "region", "role", "starts", "crashes", "up_s"},
+		func(r *simulation.NodeResult) []any {
+			return []any{&r.Name, &r.Region, &r.Role, &r.Starts, &r.Crashes, &r.Up}
+		},
+	}
+	usageTable = table[simulation.Usage]{
+		"usage.csv",
+		[]string{"at_s", "wall_s", "cpu_s", "memory_bytes", "goroutines"},
+		func(r *simulation.Usage) []any {
+			return []any{&r.At, &r.Wall, &r.CPU, &r.Memory, &r.Goroutines}
+		},
+	}
+	sightingsTable = table[simulation.Sighting]{
+		"sightings.csv",
+		[]string{"observer", "sees", "median", "most", "unit"},
+		func(r *simulation.Sighting) []any {
+			return []any{&r.Observer, &r.Sees, &r.Median, &r.Most, &r.Unit}
+		},
+	}
+	envelopesTable = table[simulation.Envelopes]{
+		"envelopes.csv",
+		[]string{"sealed", "opened", "repeated", "refused"},
+		func(r *simulation.Envelopes) []any {
+			return []any{&r.Sealed, &r.Opened, &r.Repeated, &r.Refused}
+		},
+	}
+	metricsTable = table[ofRow]{
+		"metrics.csv",
+		[]string{"name", "value", "unit", "goal", "of"},
+		func(r *ofRow) []any {
+			return []any{&r.Name, &r.Value, &r.Unit, &r.Goal, &r.of}
+		},
+	}
+)
+
+func (w *writer) tables(r *simulation.Result) {
+	writeTable(w, metricsTable, metricRows(r))
+	writeTable(w, envelopesTable, []simulation.Envelopes{r.Envelopes})
+	writeTable(w, faultsTable, r.Faults)
+	writeTable(w, sightingsTable, r.Sightings)
+	writeTable(w, nodesTable, r.Nodes)
+	writeTable(w, usageTable, r.Usage)
+	writeTable(w, trafficTable, r.Traffic)
+	writeTable(w, lookupsTable, r.Lookups)
+	writeTable(w, messagesTable, r.Messages)
+}
+
+func metricRows(r *simulation.Result) []ofRow {
+	var rows []ofRow
+	all := Summary(r)
+	for i, m := range all {
+		of := ofRun
+		if i >= len(all)-len(r.Metrics) {
+			of = ofScenario
+		}
+		rows = append(rows, ofRow{m, of})
+	}
+	return rows
+}
+
+func readTables(dir string, r *simulation.Result) error {
+	rows, err := readTable(dir, metricsTable)
+	for _, row := range rows {
+		if row.of == ofScenario {
+			r.Metrics = append(r.Metrics, row.Metric)
+		}
+	}
+	var envelopes []simulation.Envelopes
+	err = errors.Join(err, fill(&envelopes, dir, envelopesTable))
+	if len(envelopes) == 1 {
+		r.Envelopes = envelopes[0]
+	}
+	return errors.Join(
+		err,
+		fill(&r.Faults, dir, faultsTable),
+		fill(&r.Sightings, dir, sightingsTable),
+		fill(&r.Nodes, dir, nodesTable),
+		fill(&r.Usage, dir, usageTable),
+		fill(&r.Traffic, dir, trafficTable),
+		fill(&r.Lookups, dir, lookupsTable),
+		fill(&r.Messages, dir, messagesTable),
+	)
+}
+
+func fill[T any](rows *[]T, dir string, t table[T]) (err error) {
+	*rows, err = readTable(dir, t)
+	return err
+}
+
+func writeTable[T any](w *writer, t table[T], rows []T) {
+	w.file(t.name, func(w io.Writer) error {
+		c := csv.NewWriter(w)
+		if err := c.Write(t.columns); err != nil {
+			return err
+		}
+		cells := make([]string, len(t.columns))
+		for i := range rows {
+			for j, p := range t.fields(&rows[i]) {
+				cells[j] = cell(p)
+			}
+			if err := c.Write(cells); err != nil {
+				return err
+			}
+		}
+		c.Flush()
+		return c.Error()
+	})
+}
+
+func readTable[T any](dir string, t table[T]) ([]T, error) {
+	path := filepath.Join(dir, t.name)
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("report: reading a table: %w", err)
+	}
+	defer file.Close()
+	c := csv.NewReader(file)
+	c.ReuseRecord = true
+	head, err := c.Read()
+	if err != nil {
+		return nil, fmt.Errorf("report: reading the header of %s: %w", path, err)
+	}
+	if !slices.Equal(head, t.columns) {
+		return nil, fmt.Errorf("report: %s has the columns %q, not %q: was it written by another version?", path, head, t.columns)
+	}
+	var rows []T
+	for {
+		cells, err := c.Read()
+		if err == io.EOF {
+			return rows, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("report: reading %s: %w", path, err)
+		}
+		var row T
+		for j, p := range t.fields(&row) {
+			if err := parseCell(p, cells[j]); err != nil {
+				line, _ := c.FieldPos(j)
+				return nil, fmt.Errorf("report: reading %s, line %d, column %s: %w", path, line, t.columns[j], err)
+			}
+		}
+		rows = append(rows, row)
+	}
+}
+
+// cell writes the field that p points to.
+func cell(p any) string {
+	switch p := p.(type) {
+	case *string:
+		return *p
+	case *int:
+		return strconv.Itoa(*p)
+	case *int64:
+		return strconv.FormatInt(*p, 10)
+	case *bool:
+		return strconv.FormatBool(*p)
+	case *float64:
+		return number(*p)
+	case *time.Duration:
+		if *p < 0 {
+			return ""
+		}
+		// As digits with a point in them; Sprintf would take most of a large run.
+		b := strconv.AppendInt(nil, int64(*p), 10)
+		if len(b) < 10 {
+			b = append([]byte("0000000000")[:10-len(b)], b...)
+		}
+		return string(slices.Insert(b, len(b)-9, '.'))
+	}
+	panic(fmt.Sprintf("report: internal error: no cell for %T", p))
+}
+
+// number writes a number as short as it reads back the same; nothing for NaN.
+func number(v float64) string {
+	if math.IsNaN(v) {
+		return ""
+	}
+	return strconv.FormatFloat(v, 'g', -1, 64)
+}
+
+// parseCell reads s into the field that p points to.
+func parseCell(p any, s string) (err error) {
+	switch p := p.(type) {
+	case *string:
+		*p = s
+	case *int:
+		*p, err = strconv.Atoi(s)
+	case *int64:
+		*p, err = strconv.ParseInt(s, 10, 64)
+	case *bool:
+		*p, err = strconv.ParseBool(s)
+	case *float64:
+		*p = math.NaN()
+		if s != "" {
+			*p, err = strconv.ParseFloat(s, 64)
+		}
+	case *time.Duration:
+		*p, err = parseSeconds(s)
+	default:
+		panic(fmt.Sprintf("report: internal error: no cell for %T", p))
+	}
+	return err
+}
+
+// parseSeconds reads what cell wrote; a float64 would lose nanoseconds.
+func parseSeconds(s string) (time.Duration, error) {
+	if s == "" {
+		return -1, nil
+	}
+	whole, fraction, ok := strings.Cut(s, ".")
+	if !ok || len(fraction) != 9 {
+		return 0, fmt.Errorf("%q is not a number of seconds with nine digits", s)
+	}
+	n, err := strconv.ParseUint(whole+fraction, 10, 63)
+	return time.Duration(n), err
+}
