@@ -78,7 +78,8 @@ func Runs(dirs ...string) ([]Run, error) {
 }
 
 func compareRuns(a, b Run) int {
-	keys := sortedKeys(a.Manifest.Params)
+	keys := slices.Concat(sortedKeys(a.Manifest.Params), sortedKeys(b.Manifest.Params))
+	slices.Sort(keys)
 	order := cmp.Compare(a.Manifest.Scenario, b.Manifest.Scenario)
 	for _, k := range keys {
 		order = cmp.Or(order, compareValues(a.Manifest.Params[k], b.Manifest.Params[k]))

@@ -104,6 +104,23 @@ func TestValuesInTheirOrder(t *testing.T) {
 	}
 }
 
+func TestOrderOfRunsIsOne(t *testing.T) {
+	var runs []Run
+	for _, params := range []map[string]string{nil, {"a": "2"}, {"a": "10"}, {"b": "1"}, {"a": "2", "b": "x"}} {
+		runs = append(runs, runOf(1, params, "held", 1), runOf(2, params, "held", 1))
+	}
+	for _, a := range runs {
+		for _, b := range runs {
+			if compareRuns(a, b) != -compareRuns(b, a) {
+				t.Errorf("%v and %v are in no order", a.Manifest.Params, b.Manifest.Params)
+			}
+		}
+	}
+	if compareRuns(runs[2], runs[4]) >= 0 {
+		t.Error("2 does not stand before 10")
+	}
+}
+
 func TestNamesOfRunsDiffer(t *testing.T) {
 	seen := map[string]bool{}
 	for _, m := range []simulation.Manifest{
