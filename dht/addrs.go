@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -37,6 +38,31 @@ type kadHost struct {
 	host.Host
 	shown *shownPeers
 	serve func(network.Stream, network.StreamHandler)
+	yield bool // see Config.Yield
+}
+
+// ConnManager implements [host.Host].
+func (h *kadHost) ConnManager() connmgr.ConnManager {
+	if h.yield {
+		return yielding{h.Host.ConnManager()}
+	}
+	return h.Host.ConnManager()
+}
+
+// yielding is a connection manager that protects nobody. It values the
+// connections that it was to protect like others of the routing table.
+type yielding struct{ connmgr.ConnManager }
+
+// tableValue is what kad-dht tags the other peers of its table with.
+const tableValue = 5
+
+// Protect implements [connmgr.ConnManager].
+func (y yielding) Protect(p peer.ID, tag string) { y.TagPeer(p, tag, tableValue) }
+
+// Unprotect implements [connmgr.ConnManager].
+func (y yielding) Unprotect(p peer.ID, tag string) bool {
+	y.UntagPeer(p, tag)
+	return false
 }
 
 // Peerstore implements [host.Host].

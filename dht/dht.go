@@ -47,7 +47,7 @@ import (
 
 // Kademlia's parameters. Those that kad-dht has defaults for keep them.
 const (
-	replication   = 20                 // k: holders of a record, peers in a bucket
+	defaultTable  = 20                 // k: holders of a record, peers in a bucket
 	maxRecordAge  = 72 * time.Hour     // a record is valid on the day before, its day and the day after
 	defaultBytes  = 64 << 20           // bound of the record store
 	perNetwork    = 3                  // peers of one IP group in the routing table
@@ -155,6 +155,18 @@ type Config struct {
 	// Default time.Now.
 	Now func() time.Time
 
+	// Table is Kademlia's k: how many peers a bucket of the routing table has, how
+	// many an answer names, and how many hold a record. Everybody in a network
+	// should have the same. Fewer make large simulations cheaper, and records
+	// easier to lose. Default 20.
+	Table int
+
+	// Yield lets the host's connection manager close connections to peers of
+	// the routing table, which stay in it and are dialled again when they are
+	// asked. Default false: those in the two farthest buckets, 40 at most, are
+	// protected, and a server stays above any lower bound that the manager has.
+	Yield bool
+
 	// Log takes what happens. Default nil: discard.
 	Log *slog.Logger
 
@@ -216,8 +228,14 @@ func New(cfg Config) (*DHT, error) {
 	if cfg.MaxBytes < 0 {
 		errs = append(errs, fmt.Errorf("dht: Config.MaxBytes is %d", cfg.MaxBytes))
 	}
+	if cfg.Table < 0 {
+		errs = append(errs, fmt.Errorf("dht: Config.Table is %d", cfg.Table))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
+	}
+	if cfg.Table == 0 {
+		cfg.Table = defaultTable
 	}
 	if cfg.MaxBytes == 0 {
 		cfg.MaxBytes = defaultBytes
@@ -252,7 +270,7 @@ func New(cfg Config) (*DHT, error) {
 	d.sender = &sender{host: d.host, kad: []libp2p.ID{d.kadID}}
 
 	shown := &shownPeers{Peerstore: d.host.Peerstore(), self: d.host.ID(), private: cfg.AllowPrivate}
-	kad, err := kaddht.New(&kadHost{Host: d.host, shown: shown, serve: d.serveKad}, d.options(mode)...)
+	kad, err := kaddht.New(&kadHost{Host: d.host, shown: shown, serve: d.serveKad, yield: cfg.Yield}, d.options(mode)...)
 	if err != nil {
 		d.cancel()
 		d.host.RemoveStreamHandler(d.kadID)
@@ -275,7 +293,7 @@ func (d *DHT) options(mode kaddht.ModeOpt) []kaddht.Option {
 		kaddht.Datastore(d.store),
 		kaddht.MaxRecordAge(maxRecordAge),
 		kaddht.ValueGCInterval(0), // Run sweeps, by day
-		kaddht.BucketSize(replication),
+		kaddht.BucketSize(d.cfg.Table),
 		kaddht.OnRequestHook(d.onRequest),
 		kaddht.WithCustomMessageSender(func(host.Host, []libp2p.ID) pb.MessageSenderWithDisconnect { return d.sender }),
 		kaddht.RoutingTableFilter(func(_ any, p peer.ID) bool { return acceptable(p) }),

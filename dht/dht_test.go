@@ -809,3 +809,21 @@ func TestNewRefusesABadConfig(t *testing.T) {
 		}
 	}
 }
+
+// Config.Table bounds how many hold a record.
+func TestTable(t *testing.T) {
+	var nodes []*DHT
+	for i := range 7 {
+		nodes = append(nodes, node(t, func(cfg *Config) { cfg.Table = 3 }))
+		for _, d := range nodes[:i] {
+			connect(t, nodes[i].host, d.host)
+		}
+	}
+	d := nodes[6]
+	until(t, "it knows enough", func() bool { return d.Peers() >= 3 })
+	a := newAccount(t, "Ada")
+	holders, err := d.publish(t.Context(), a.today(0, 1, 1))
+	if err != nil || holders != 3 {
+		t.Errorf("%d holders, %v; want 3", holders, err)
+	}
+}

@@ -28,7 +28,7 @@ const (
 	publishSpread = 30 * time.Minute // over which the nodes of the world publish tomorrow
 
 	retryFirst = 5 * time.Second  // after a publication failed
-	thinFirst  = time.Minute      // after one that reached fewer than k holders
+	thinFirst  = time.Minute      // after one that reached fewer than Config.Table holders
 	retryLast  = 10 * time.Minute // the longest of both
 )
 
@@ -91,7 +91,7 @@ func (d *DHT) publish(ctx context.Context, r Record) (holders int, err error) {
 
 	// A holder like any other, if we are as near as they are. Nothing would be
 	// gained otherwise: nobody would look here.
-	if d.Mode() == "server" && (len(nearest) < replication || d.nearer(r.Key, nearest[len(nearest)-1])) {
+	if d.Mode() == "server" && (len(nearest) < d.cfg.Table || d.nearer(r.Key, nearest[len(nearest)-1])) {
 		if held, ok := d.store.get(r.Key); ok {
 			p.compare(held)
 		}
@@ -215,15 +215,15 @@ type Source interface {
 // RunPublisher publishes what s has until ctx or the DHT ends, and returns nil:
 // at once, every 6 h ± 25 %, when a new day comes near, and after [DHT.Kick]. A
 // publication that fails is tried again after 5 s to 10 min. One that reached
-// fewer than 20 holders, as in a small or a young network, is repeated after 1
-// to 10 min: holders keep records in memory and may have restarted.
+// fewer holders than Config.Table, as in a small or a young network, is repeated
+// after 1 to 10 min: holders keep records in memory and may have restarted.
 func (d *DHT) RunPublisher(ctx context.Context, s Source) error {
 	ctx, end, err := d.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
-	p := publisher{source: s, publish: d.publish, now: d.cfg.Now, tell: d.cfg.OnPublished, kick: d.kick, log: d.log}
+	p := publisher{source: s, publish: d.publish, most: d.cfg.Table, now: d.cfg.Now, tell: d.cfg.OnPublished, kick: d.kick, log: d.log}
 	p.run(ctx)
 	return nil
 }
@@ -239,6 +239,7 @@ func (d *DHT) Kick() {
 type publisher struct {
 	source  Source
 	publish func(context.Context, Record) (holders int, err error)
+	most    int // holders of a record
 	now     func() time.Time
 	tell    func(Record, int, error) // or nil
 	kick    <-chan struct{}
@@ -266,7 +267,7 @@ func (p *publisher) round(ctx context.Context) time.Duration {
 	if err != nil {
 		p.log.Error("records not made", "err", err)
 	}
-	least := replication
+	least := p.most
 	failed := err != nil
 	for _, r := range recs {
 		holders, err := p.publish(ctx, r)
@@ -291,7 +292,7 @@ func (p *publisher) round(ctx context.Context) time.Duration {
 	case failed:
 		p.failed++
 		wait = backoff(retryFirst, retryLast, p.failed)
-	case least < replication:
+	case least < p.most:
 		p.failed = 0
 		p.thin++
 		wait = backoff(thinFirst, retryLast, p.thin)

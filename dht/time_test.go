@@ -73,9 +73,9 @@ func (p *press) count() int {
 func inVirtualTime(t *testing.T, s Source, fn func(p *press, kick func())) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		pr := &press{holders: replication}
+		pr := &press{holders: defaultTable}
 		kick := make(chan struct{}, 1)
-		p := publisher{source: s, publish: pr.publish, now: time.Now, kick: kick, log: slog.New(slog.DiscardHandler)}
+		p := publisher{source: s, publish: pr.publish, most: defaultTable, now: time.Now, kick: kick, log: slog.New(slog.DiscardHandler)}
 		var run sync.WaitGroup
 		run.Go(func() { p.run(ctx) })
 		fn(pr, func() { wake(kick) })
@@ -131,9 +131,9 @@ func TestPublisherGoesByItsClock(t *testing.T) {
 	const slow = 5 * time.Hour
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		pr := &press{holders: replication}
+		pr := &press{holders: defaultTable}
 		p := publisher{
-			source: &days{}, publish: pr.publish, now: func() time.Time { return time.Now().Add(-slow) },
+			source: &days{}, publish: pr.publish, most: defaultTable, now: func() time.Time { return time.Now().Add(-slow) },
 			kick: make(chan struct{}), log: slog.New(slog.DiscardHandler),
 		}
 		var run sync.WaitGroup
@@ -186,7 +186,7 @@ func TestPublisherRetriesWhatFails(t *testing.T) {
 			}
 		}
 		p.mu.Unlock()
-		p.set(replication, nil)
+		p.set(defaultTable, nil)
 		time.Sleep(2 * retryLast)
 		if n := p.count(); n != 1 {
 			t.Errorf("%d publications after the network came back, want 1", n)

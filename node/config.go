@@ -50,6 +50,21 @@ type Config struct {
 	// DHT is the mode of the DHT. Default: DHTAuto.
 	DHT dht.Mode
 
+	// DHTRefresh is the pause between refreshes of the DHT's routing table: see
+	// dht.Config.Refresh. Default 10 minutes; negative means never.
+	DHTRefresh time.Duration
+
+	// DHTTable is Kademlia's k, the same in all of a network: see
+	// dht.Config.Table. Default 20.
+	DHTTable int
+
+	// Conns is the number of connections from which on the connection manager
+	// closes those that are worth least, down to two thirds of it. The time that
+	// it leaves a new one alone is shorter in proportion, and peers of the DHT's
+	// routing table count like others. Default 0: from 160 down to 96, and a
+	// minute, with up to 40 peers of the DHT protected.
+	Conns int
+
 	// Local is for networks without public addresses (demo, tests, network
 	// namespaces): private and loopback addresses go into records, and the
 	// IP-diversity filter, which would drop most peers there, is off.
@@ -121,6 +136,9 @@ func (c Config) withDefaults() (Config, error) {
 			"/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0",
 			"/ip6/::/udp/0/quic-v1", "/ip6/::/tcp/0",
 		}
+	}
+	if c.Conns < 0 {
+		errs = append(errs, fmt.Errorf("node: Config.Conns is %d", c.Conns))
 	}
 	for _, list := range []struct {
 		name  string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -21,11 +22,21 @@ import (
 	"starling/protocol/identity"
 )
 
-// Connections the manager trims down to and starts trimming at.
+// Connections the manager trims down to and starts trimming at, and how long it
+// leaves a new one alone.
 const (
-	connLow  = 96
-	connHigh = 160
+	connLow   = 96
+	connHigh  = 160
+	connGrace = time.Minute
 )
+
+// watermarks returns these three for Config.Conns.
+func watermarks(conns int) (low, high int, grace time.Duration) {
+	if conns == 0 {
+		return connLow, connHigh, connGrace
+	}
+	return conns * 2 / 3, conns, connGrace * time.Duration(conns) / connHigh
+}
 
 // newHost makes the libp2p host. relays gives circuit relays to try when this
 // node is not reachable directly.
@@ -34,7 +45,8 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	if err != nil {
 		return nil, err
 	}
-	manager, err := connmgr.NewConnManager(connLow, connHigh)
+	low, high, grace := watermarks(cfg.Conns)
+	manager, err := connmgr.NewConnManager(low, high, connmgr.WithGracePeriod(grace))
 	if err != nil {
 		return nil, fmt.Errorf("making a connection manager: %w", err)
 	}

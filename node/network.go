@@ -26,7 +26,7 @@ func (n *Node) openDHT() error {
 	}
 	n.dht, err = dht.New(dht.Config{
 		Host: n.host, Mode: n.cfg.DHT, AllowPrivate: n.cfg.Local, NoDiversity: n.cfg.Local,
-		Bootstrap: boot, Peers: goodPeers{n.store, n.cfg.Now}, Own: n.own.get, OnLookup: n.cfg.OnLookup, Now: n.cfg.Now, Log: n.log,
+		Bootstrap: boot, Peers: goodPeers{n.store, n.cfg.Now}, Own: n.own.get, OnLookup: n.cfg.OnLookup, Refresh: n.cfg.DHTRefresh, Table: n.cfg.DHTTable, Yield: n.cfg.Conns != 0, Now: n.cfg.Now, Log: n.log,
 	})
 	return err
 }
