@@ -26,6 +26,8 @@ var versions = map[string]map[string]string{
 		"runtime/synctest.go": "7c9fe55993868e9b06502906b38cf6d72b763b224d0f0ef605e863b4d39f4272",
 		"runtime/rand.go":     "f0c4935ece88ac3861ebd5060a3507831158bcf5ac47abae5860220c0da970c5",
 		"runtime/mgcsweep.go": "81139b39aeacd63e86bdadb6e921882e871bb30c87479b454aa5d82adc0c91aa",
+		"runtime/iface.go":    "dc54b64c1bb6ac5c0e2cf765aee4b9465f5be86a472227af14c0a75c085eece5",
+		"runtime/sema.go":     "451de314f2db754e318c0ab7857ec3b808d604845e6306eed064a57b8b2cd52b",
 		"context/context.go":  "765f99f7cc0710b0117ffa183e432524f429c21496fcbad9b63fb9886fdbaac7",
 	},
 }

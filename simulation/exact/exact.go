@@ -4,7 +4,7 @@
 //
 // Virtual time alone does not do that: the scheduler, select, maps and the
 // collector draw lots and look at real time. [Build] compiles a program against
-// copies of seven files of the standard library, changed so that
+// copies of nine files of the standard library, changed so that
 //
 //   - there are no time slices, a system call keeps its processor, and no thread
 //     is made while another is about to be free (runtime/proc.go);
@@ -14,7 +14,9 @@
 //   - select and timers due at once follow that stream (runtime/select.go, time.go);
 //   - memory is swept where [runtime.GC] is called and nowhere else, so addresses
 //     repeat, and maps keyed by pointers with them; none is returned to the
-//     system (runtime/mgcsweep.go, proc.go);
+//     system (runtime/mgcsweep.go, proc.go); caches of interface tables grow by
+//     the stream, too (runtime/iface.go);
+//   - a mutex does not look at how long somebody waited for it (runtime/sema.go);
 //   - a context cancels its children in the order in which they were made
 //     (context/context.go);
 //   - a bubble whose virtual time stands still for two minutes of real time, or
@@ -29,8 +31,10 @@
 //
 // What it asks of the program: one bubble at a time, one run a process, and
 // nothing outside the bubble that wakes up or allocates by real time while the
-// bubble runs; nor anything inside that depends on it. Same program, same
-// operating system and processor: exactness does not travel.
+// bubble runs; nor anything inside that depends on it. What the program does
+// before the bubble moves addresses, too: give it the same arguments, and paths
+// of the same length, and start it through Reexec, which keeps the environment
+// small. Same program, same system: exactness does not travel.
 //
 // What it does not do: run a simulation (simulation), or seed package crypto
 // (simulation/bubble).
@@ -76,14 +80,14 @@ func Started(seed uint64) bool {
 	})
 }
 
-// environ returns environ with Env(seed) in place of what it says about those.
+// environ returns what Reexec leaves of environ, and Env(seed). The rest goes:
+// the length of a variable moves the addresses of all that is made later, and
+// with them the order of maps keyed by pointers.
 func environ(environ []string, seed uint64) []string {
-	ours := Env(seed)
-	theirs := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
-		return slices.ContainsFunc(ours, func(our string) bool {
-			key, _, _ := strings.Cut(our, "=")
-			return strings.HasPrefix(kv, key+"=")
-		})
+	kept := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
+		key, _, _ := strings.Cut(kv, "=")
+		return !slices.Contains([]string{"HOME", "PATH", "TMPDIR", stallKey}, key)
 	})
-	return append(theirs, ours...)
+	slices.Sort(kept)
+	return append(kept, Env(seed)...)
 }

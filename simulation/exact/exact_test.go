@@ -127,8 +127,8 @@ func TestTableOfVersionsIsWhole(t *testing.T) {
 }
 
 func TestEnviron(t *testing.T) {
-	got := environ([]string{"HOME=/h", "GOGC=50", "GOMAXPROCS=8", "GOMAXPROCSX=1", "GOSIM_SEED=3"}, 7)
-	want := append([]string{"HOME=/h", "GOMAXPROCSX=1"}, Env(7)...)
+	got := environ([]string{"PATH=/bin", "GOGC=50", "HOME=/h", "HOMER=1", "GOSIM_SEED=3", "LONG=" + strings.Repeat("x", 1000)}, 7)
+	want := append([]string{"HOME=/h", "PATH=/bin"}, Env(7)...)
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
@@ -204,6 +204,10 @@ func TestExactProgramsRepeatThemselves(t *testing.T) {
 		}
 	}
 	rest()
+	t.Setenv("LONG", strings.Repeat("x", 5000))
+	if got := selftest(t, program, 1); got != want {
+		t.Errorf("in another environment: got %s, want %s", got, want)
+	}
 	if selftest(t, program, 2) == want {
 		t.Error("another seed gives the same")
 	}

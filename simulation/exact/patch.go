@@ -103,6 +103,36 @@ var patches = []patch{
 		},
 	},
 	{
+		// How often a cache of interface tables grows, and so allocates.
+		file: "runtime/iface.go",
+		edits: []edit{
+			{
+				"\tif cheaprand()&1023 != 0 {\n\t\t// Only bother updating the cache ~1 in 1000 times.\n\t\treturn tab\n",
+				"\tif exactSkip(1023) {\n\t\treturn tab\n",
+			},
+			{
+				"\tif cheaprand()&1023 != 0 {\n\t\t// Only bother updating the cache ~1 in 1000 times.\n\t\t// This ensures",
+				"\tif exactSkip(1023) {\n\t\t// This ensures",
+			},
+			{
+				"\toldC := (*abi.TypeAssertCache)(atomic.Loadp(unsafe.Pointer(&s.Cache)))\n\n\tif cheaprand()&uint32(oldC.Mask) != 0 {",
+				"\toldC := (*abi.TypeAssertCache)(atomic.Loadp(unsafe.Pointer(&s.Cache)))\n\n\tif exactSkip(uint32(oldC.Mask)) {",
+			},
+			{
+				"\toldC := (*abi.InterfaceSwitchCache)(atomic.Loadp(unsafe.Pointer(&s.Cache)))\n\n\tif cheaprand()&uint32(oldC.Mask) != 0 {",
+				"\toldC := (*abi.InterfaceSwitchCache)(atomic.Loadp(unsafe.Pointer(&s.Cache)))\n\n\tif exactSkip(uint32(oldC.Mask)) {",
+			},
+		},
+	},
+	{
+		// A mutex never becomes unfair because somebody waited a millisecond.
+		file: "runtime/sema.go",
+		edits: []edit{{
+			"func internal_sync_nanotime() int64 {\n\treturn nanotime()\n",
+			"func internal_sync_nanotime() int64 {\n\tif exactBuild {\n\t\treturn 0\n\t}\n\treturn nanotime()\n",
+		}},
+	},
+	{
 		file: "context/context.go",
 		edits: []edit{
 			{"\t\"internal/reflectlite\"\n", "\t\"internal/reflectlite\"\n\t\"slices\"\n"},
@@ -140,6 +170,10 @@ func exactRand() uint64 {
 	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9
 	z = (z ^ (z >> 27)) * 0x94d049bb133111eb
 	return z ^ (z >> 31)
+}
+
+func exactSkip(mask uint32) bool {
+	return getg().bubble == nil || uint32(exactRand())&mask != 0
 }
 
 //go:nosplit

@@ -9,9 +9,10 @@ import (
 )
 
 // Reexec starts this program anew, in the same process and with the same
-// arguments, if it is exact but was not started with Env(seed). Call it first
-// thing, when the seed is known: nothing deferred runs, and open files stay open
-// only if they are inherited. It returns nil if there is nothing to do.
+// arguments, if it is exact but was not started with Env(seed). Of the
+// environment it keeps HOME, PATH, TMPDIR and GOSIM_STALL. Call it first thing,
+// when the seed is known: nothing deferred runs, and open files stay open only
+// if they are inherited. It returns nil if there is nothing to do.
 func Reexec(seed uint64) error {
 	if !Enabled() || Started(seed) {
 		return nil
