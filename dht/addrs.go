@@ -3,8 +3,11 @@ package dht
 import (
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"time"
 
+	kbucket "github.com/libp2p/go-libp2p-kbucket"
 	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
@@ -82,7 +85,7 @@ type shownPeers struct {
 	peerstore.Peerstore
 	self    peer.ID
 	private bool
-	table   atomic.Pointer[func(peer.ID) bool] // set once kad-dht stands
+	table   atomic.Pointer[table] // set once kad-dht stands
 }
 
 // PeerInfo implements [peerstore.Peerstore].
@@ -92,7 +95,7 @@ func (s *shownPeers) PeerInfo(p peer.ID) peer.AddrInfo {
 
 // Addrs implements [peerstore.AddrBook].
 func (s *shownPeers) Addrs(p peer.ID) []ma.Multiaddr {
-	if in := s.table.Load(); p != s.self && (in == nil || !(*in)(p)) {
+	if in := s.table.Load(); p != s.self && (in == nil || !in.has(p)) {
 		return nil
 	}
 	addrs := s.Peerstore.Addrs(p)
@@ -100,4 +103,32 @@ func (s *shownPeers) Addrs(p peer.ID) []ma.Multiaddr {
 		return addrs
 	}
 	return public(addrs)
+}
+
+// A table answers who is in the routing table. The table itself sorts peers to
+// find one, which at twenty for every FIND_NODE costs more than all the rest of
+// the answer; so who is in it is noted for a moment.
+type table struct {
+	rt *kbucket.RoutingTable
+
+	mu    sync.Mutex // guards what follows
+	peers map[peer.ID]bool
+	noted time.Time
+}
+
+// noteFor is how long a peer that left the table may still be shown.
+const noteFor = time.Second
+
+func (t *table) has(p peer.ID) bool {
+	t.mu.Lock()
+	if now := time.Now(); now.Sub(t.noted) >= noteFor {
+		t.noted = now
+		t.peers = make(map[peer.ID]bool)
+		for _, q := range t.rt.ListPeers() {
+			t.peers[q] = true
+		}
+	}
+	known := t.peers[p]
+	t.mu.Unlock()
+	return known || t.rt.Find(p) != "" // it may have come since
 }

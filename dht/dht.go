@@ -189,6 +189,8 @@ type DHT struct {
 	sender *sender
 	store  *store
 
+	memo record.Memo // of records that were checked
+
 	puts     gate // PUT_VALUE
 	requests gate // every Kademlia request
 	records  gate // requests on the record stream
@@ -277,8 +279,7 @@ func New(cfg Config) (*DHT, error) {
 		return nil, fmt.Errorf("dht: starting Kademlia: %w", err)
 	}
 	d.kad = kad
-	inTable := func(p peer.ID) bool { return kad.RoutingTable().Find(p) != "" }
-	shown.table.Store(&inTable)
+	shown.table.Store(&table{rt: kad.RoutingTable()})
 	d.host.SetStreamHandler(protocol.StreamRecord, d.serveRecords)
 	return d, nil
 }
@@ -288,7 +289,7 @@ func (d *DHT) options(mode kaddht.ModeOpt) []kaddht.Option {
 		kaddht.ProtocolPrefix(protocol.KadPrefix),
 		kaddht.Mode(mode),
 		kaddht.DisableProviders(),
-		kaddht.Validator(validator{d.cfg.Now}),
+		kaddht.Validator(validator{d.cfg.Now, &d.memo}),
 		kaddht.ValueDatastore(d.store),
 		kaddht.Datastore(d.store),
 		kaddht.MaxRecordAge(maxRecordAge),
@@ -330,7 +331,10 @@ func parseKadKey(s string) (key [record.KeySize]byte, ok bool) {
 }
 
 // A validator is what kad-dht asks about records.
-type validator struct{ now func() time.Time }
+type validator struct {
+	now  func() time.Time
+	memo *record.Memo
+}
 
 // Validate implements kad-dht's validator.
 func (v validator) Validate(key string, rec []byte) error {
@@ -338,7 +342,7 @@ func (v validator) Validate(key string, rec []byte) error {
 	if !ok {
 		return record.ErrInvalid
 	}
-	return record.Validate(k, rec, v.now())
+	return v.memo.Validate(k, rec, v.now())
 }
 
 // Select implements kad-dht's validator.

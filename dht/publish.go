@@ -71,7 +71,7 @@ func (d *DHT) publish(ctx context.Context, r Record) (holders int, err error) {
 		return 0, err
 	}
 	defer end()
-	if err := record.Validate(r.Key, r.Bytes, d.cfg.Now()); err != nil {
+	if err := d.memo.Validate(r.Key, r.Bytes, d.cfg.Now()); err != nil {
 		return 0, fmt.Errorf("publishing a record: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)

@@ -55,7 +55,7 @@ func TestFloodStaysWithinTheBoundAndKeepsTheNearest(t *testing.T) {
 		"mixed":        shuffled,
 	} {
 		s := newStore(testSelf, bound)
-		values := records.NewValueStore(s, validator{time.Now}, maxRecordAge)
+		values := records.NewValueStore(s, validator{time.Now, new(record.Memo)}, maxRecordAge)
 		if what != "mixed" {
 			values = nil // straight into the store, which is what is tested; once through kad-dht is enough
 		}
@@ -124,7 +124,7 @@ func newStoreEntry(t testing.TB, s *store, r Record, size int) *entry {
 // are offered, none is taken.
 func TestStoreRefusesAThousandRollbacks(t *testing.T) {
 	s := newStore(testSelf, defaultBytes)
-	values := records.NewValueStore(s, validator{time.Now}, maxRecordAge)
+	values := records.NewValueStore(s, validator{time.Now, new(record.Memo)}, maxRecordAge)
 	alice := newAccount(t, "alice")
 	put := func(r Record) error {
 		return values.Put(t.Context(), kadKey(r.Key), &recpb.Record{Key: []byte(kadKey(r.Key)), Value: r.Bytes})
@@ -203,7 +203,7 @@ func TestStoreIsABatchingDatastore(t *testing.T) {
 		t.Fatal(err)
 	}
 	// kad-dht reads what put wrote.
-	got, err := records.NewValueStore(s, validator{time.Now}, maxRecordAge).Get(ctx, kadKey(r.Key))
+	got, err := records.NewValueStore(s, validator{time.Now, new(record.Memo)}, maxRecordAge).Get(ctx, kadKey(r.Key))
 	if err != nil || !bytes.Equal(got.GetValue(), r.Bytes) {
 		t.Errorf("kad-dht reads %d bytes: %v", len(got.GetValue()), err)
 	}
