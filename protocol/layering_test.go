@@ -196,7 +196,8 @@ var house = []folder{
 	},
 	{
 		"simulation/bubble", false,
-		nil, nil,
+		[]string{"simulation/exact"},
+		nil,
 		"virtual time does not depend on what runs in it",
 	},
 	{

@@ -150,7 +150,11 @@ func writePage(w io.Writer, r *simulation.Result, figures []figure) error {
 	return templates.ExecuteTemplate(w, "run.html", p)
 }
 
-// headline says in one sentence what happened.
+// Headline says in one sentence what happened.
+func Headline(r *simulation.Result) string {
+	return strings.ReplaceAll(headline(r, digestOf(r)), nbsp, " ")
+}
+
 func headline(r *simulation.Result, d digest) string {
 	lasted := span(seconds(r.Manifest.Simulated))
 	delivered := fmt.Sprintf("%s of %s", integer(len(d.delivery)), plural(d.accepted, "message", "messages"))

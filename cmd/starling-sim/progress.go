@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"starling/simulation"
+)
+
+// quietEvery is how often progress is told to a log, which nobody watches.
+const quietEvery = 30 * time.Second
+
+// progress tells on standard error how far a run is: to a person on one line
+// that changes, to a log on a line now and then.
+type progress struct {
+	a      *app
+	name   string
+	live   bool
+	last   simulation.Usage // shown last
+	shown  bool
+	before simulation.Usage // a moment ago, for the speed
+}
+
+func (a *app) progress(name string) *progress {
+	return &progress{a: a, name: name, live: a.terminal()}
+}
+
+// show is called about once a second.
+func (p *progress) show(u simulation.Usage) {
+	speed := 0.0
+	if d := u.Wall - p.before.Wall; d > 0 {
+		speed = float64(u.At-p.before.At) / float64(d)
+	}
+	p.before = u
+	if !p.live && p.shown && u.Wall-p.last.Wall < quietEvery {
+		return
+	}
+	p.last, p.shown = u, true
+	line := fmt.Sprintf("%s: %v simulated, %.0f times as fast as real time, %d MiB", p.name, u.At.Round(time.Second), speed, u.Memory>>20)
+	if p.live {
+		fmt.Fprintf(p.a.err, "\r%s\x1b[K", line)
+		return
+	}
+	fmt.Fprintln(p.a.err, line)
+}
+
+// end leaves the line.
+func (p *progress) end() {
+	if p.live && p.shown {
+		fmt.Fprint(p.a.err, "\r\x1b[K")
+	}
+}

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime/pprof"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"starling/simulation"
+	"starling/simulation/exact"
+	"starling/simulation/report"
+)
+
+// runFlags are the flags of run.
+type runFlags struct {
+	seed    uint64
+	set     []string
+	out     string
+	exact   bool
+	profile string
+}
+
+// resultShape is what run prints under --json.
+type resultShape struct {
+	Outcome   string             `json:"outcome"`
+	Error     string             `json:"error,omitempty"`
+	Dir       string             `json:"dir"`
+	Report    string             `json:"report"`
+	TraceHash string             `json:"trace_hash,omitempty"`
+	Metrics   map[string]float64 `json:"metrics"`
+}
+
+func (a *app) runCmd() *cobra.Command {
+	var f runFlags
+	c := &cobra.Command{
+		Use:   "run SCENARIO",
+		Short: "Run a scenario, and write a folder with its results",
+		Long: `Run a scenario that comes with the program, or a file. The results go into a new
+folder; the last line printed is the path of the report. Ctrl-C ends the run and
+writes what there is.`,
+		Args: named("the scenario"),
+		RunE: func(c *cobra.Command, args []string) error { return a.run(c.Context(), args[0], f) },
+	}
+	c.Flags().Uint64Var(&f.seed, "seed", 1, "what chance decides follows from it")
+	c.Flags().StringArrayVar(&f.set, "set", nil, "set a parameter of the scenario: `K=V`; again for more")
+	c.Flags().StringVar(&f.out, "out", "", "`folder` for the results, new or empty (default results/SCENARIO-SEED)")
+	c.Flags().BoolVar(&f.exact, "exact", false, "refuse to run unless the run repeats bit for bit")
+	c.Flags().StringVar(&f.profile, "cpuprofile", "", "write a CPU profile into a `file`")
+	return c
+}
+
+func (a *app) run(ctx context.Context, name string, f runFlags) error {
+	if f.exact && !exact.Enabled() {
+		return usage("this is an ordinary build: its runs are statistically reproducible, not bit for bit").
+			try("Build one that is exact, and run that: starling-sim exact-build -o starling-sim-exact")
+	}
+	if err := exact.Reexec(f.seed); err != nil {
+		return err
+	}
+	s, err := open(name)
+	if err != nil {
+		return err
+	}
+	set, err := pairs(f.set)
+	if err != nil {
+		return err
+	}
+	cfg, play, err := s.Build(f.seed, set)
+	if err != nil {
+		return usage("%s", err).try("See starling-sim list.")
+	}
+	cfg.Repeat = repeat(name, f)
+	dir := f.out
+	if dir == "" {
+		dir = free(filepath.Join("results", fmt.Sprintf("%s-%d", s.Name(), f.seed)))
+	}
+	folder, err := report.Create(dir, simulation.Manifest{
+		Scenario: s.Name(), Source: s.Source(), Seed: f.seed, Params: set, Repeat: cfg.Repeat, Nodes: len(cfg.Nodes),
+	})
+	if err != nil {
+		return fail(exitError, "%s", err).try("Choose another folder with --out.")
+	}
+	if f.profile != "" {
+		stop, err := profile(f.profile)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	p := a.progress(s.Name())
+	cfg.Sink = func(e simulation.Event) {
+		_ = folder.Event(e) // Finish reports it again, and the run is worth going on
+	}
+	cfg.Progress = p.show
+	cfg.Interrupted = func() bool { return ctx.Err() != nil }
+	r, runErr := simulation.Run(cfg, play)
+	p.end()
+	if r == nil {
+		return usage("%s", runErr)
+	}
+	err = folder.Finish(r)
+	if err != nil {
+		err = fail(exitError, "%s", err).try("What could be written is in %s.", dir)
+	}
+	a.result(dir, r)
+	return errors.Join(a.verdict(r, runErr), err)
+}
+
+// verdict says how the run ended, or nil if every promise was kept.
+func (a *app) verdict(r *simulation.Result, err error) error {
+	switch v, violated := errors.AsType[*simulation.Violation](err); {
+	case err == nil:
+		return nil
+	case violated:
+		return fail(exitViolated, "a promise was not kept (%s), %v after the start: %s", v.Oracle, v.At.Round(time.Millisecond), v.What).
+			try("Repeat it with: %s", v.Repeat)
+	case r.Manifest.Outcome == "interrupted":
+		return fail(exitInterrupted, "interrupted after %v of virtual time", time.Duration(r.Manifest.Simulated).Round(time.Second))
+	}
+	return fail(exitError, "%s", err)
+}
+
+// result prints what came of a run; the report's path is the last line.
+func (a *app) result(dir string, r *simulation.Result) {
+	if a.json {
+		a.resultJSON(dir, r)
+		return
+	}
+	fmt.Fprintln(a.out, report.Headline(r))
+	if r.Manifest.TraceHash != "" {
+		fmt.Fprintf(a.out, "trace hash %s\n", r.Manifest.TraceHash)
+	}
+	fmt.Fprintf(a.out, "report: %s\n", filepath.Join(dir, "report.html"))
+}
+
+func (a *app) resultJSON(dir string, r *simulation.Result) {
+	metrics := map[string]float64{}
+	for _, m := range report.Summary(r) {
+		if !math.IsNaN(m.Value) { // none, for which JSON has no number
+			metrics[m.Name] = m.Value
+		}
+	}
+	m := r.Manifest
+	a.print(a.out, resultShape{m.Outcome, m.Error, dir, filepath.Join(dir, "report.html"), m.TraceHash, metrics})
+}
+
+// pairs reads flags of the form K=V.
+func pairs(list []string) (map[string]string, error) {
+	m := map[string]string{}
+	for _, kv := range list {
+		k, v, ok := strings.Cut(kv, "=")
+		if !ok || k == "" {
+			return nil, usage("--set %s is not of the form K=V", kv)
+		}
+		if _, twice := m[k]; twice {
+			return nil, usage("--set %s is there twice", k)
+		}
+		m[k] = v
+	}
+	return m, nil
+}
+
+// repeat returns the command that repeats a run.
+func repeat(name string, f runFlags) string {
+	words := []string{"starling-sim", "run", quoted(name), fmt.Sprintf("--seed=%d", f.seed)}
+	for _, kv := range slices.Sorted(slices.Values(f.set)) {
+		words = append(words, "--set="+quoted(kv))
+	}
+	if exact.Enabled() {
+		words = append(words, "--exact")
+	}
+	return strings.Join(words, " ")
+}
+
+// quoted returns s as a shell takes it for one word.
+func quoted(s string) string {
+	if s != "" && !strings.ContainsAny(s, " \t\n'\"\\$`;&|<>()*?[]#~!{}") {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// free returns dir, or dir with the first number that makes it one that is not
+// there.
+func free(dir string) string {
+	name := dir
+	for i := 2; ; i++ {
+		if _, err := os.Lstat(name); errors.Is(err, os.ErrNotExist) {
+			return name
+		}
+		name = fmt.Sprintf("%s-%d", dir, i)
+	}
+}
+
+// profile starts a CPU profile, outside of virtual time.
+func profile(name string) (stop func(), err error) {
+	w, err := os.Create(name)
+	if err != nil {
+		return nil, fmt.Errorf("making a profile: %w", err)
+	}
+	if err := pprof.StartCPUProfile(w); err != nil {
+		w.Close()
+		return nil, fmt.Errorf("making a profile: %w", err)
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		w.Close()
+	}, nil
+}

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"starling/simulation"
+	"starling/simulation/report"
+	"starling/simulation/scenario"
+)
+
+// sweepFlags are the flags of sweep.
+type sweepFlags struct {
+	seeds string
+	set   []string
+	vary  []string
+	out   string
+	jobs  int
+	shard string
+}
+
+// maxRuns bounds a sweep, against a slip of the finger.
+const maxRuns = 1_000_000
+
+func (a *app) sweepCmd() *cobra.Command {
+	var f sweepFlags
+	c := &cobra.Command{
+		Use:   "sweep SCENARIO",
+		Short: "Run a scenario with many seeds and parameters, and plot what varies",
+		Long: `Run a scenario with every combination of the varied parameters, each with every
+seed, some runs at once. The page of the results plots each metric against each
+parameter with 95 % confidence intervals over the seeds.
+
+A sweep that was interrupted goes on where it was if it is started again with
+the same --out. On several machines give each its part with --shard 1/3, 2/3 and
+so on, and join the folders with starling-sim merge.`,
+		Args: named("the scenario"),
+		RunE: func(c *cobra.Command, args []string) error { return a.sweep(c.Context(), args[0], f) },
+	}
+	c.Flags().StringVar(&f.seeds, "seeds", "1..10", "the seeds: `A..B`")
+	c.Flags().StringArrayVar(&f.vary, "vary", nil, "values of a parameter: `K=V,V,…`; again for more")
+	c.Flags().StringArrayVar(&f.set, "set", nil, "set a parameter for all runs: `K=V`; again for more")
+	c.Flags().StringVar(&f.out, "out", "", "`folder` for the results (default results/SCENARIO-sweep)")
+	c.Flags().IntVar(&f.jobs, "jobs", runtime.NumCPU(), "how many runs at once")
+	c.Flags().StringVar(&f.shard, "shard", "1/1", "which `part` of the runs to do")
+	return c
+}
+
+// A job is one run of a sweep.
+type job struct {
+	seed uint64
+	set  map[string]string
+	dir  string
+}
+
+func (a *app) sweep(ctx context.Context, name string, f sweepFlags) error {
+	s, err := open(name)
+	if err != nil {
+		return err
+	}
+	jobs, err := plan(s, f)
+	if err != nil {
+		return err
+	}
+	out := f.out
+	if out == "" {
+		out = filepath.Join("results", s.Name()+"-sweep")
+	}
+	for i := range jobs {
+		j := &jobs[i]
+		j.dir = filepath.Join(out, "runs", report.Name(simulation.Manifest{Scenario: s.Name(), Params: j.set, Seed: j.seed}))
+	}
+	if err := os.MkdirAll(filepath.Join(out, "runs"), 0o755); err != nil {
+		return err
+	}
+	failed, err := a.runAll(ctx, name, jobs, f.jobs)
+	if err != nil {
+		return err
+	}
+	runs, err := report.Runs(filepath.Join(out, "runs"))
+	if len(runs) == 0 {
+		return errors.Join(err, fmt.Errorf("no run left results"))
+	}
+	if err := errors.Join(err, report.Sweep(out, runs)); err != nil {
+		return err
+	}
+	if err := a.index(out); err != nil {
+		return err
+	}
+	switch {
+	case ctx.Err() != nil:
+		return fail(exitInterrupted, "interrupted; the page shows the %d runs that ended", len(runs)).
+			try("Start it again with --out %s to go on.", quoted(out))
+	case len(failed) > 0:
+		return fail(exitViolated, "%d of %d runs did not hold, the first: %s", len(failed), len(jobs), failed[0])
+	}
+	return nil
+}
+
+// plan lists the runs of a sweep.
+func plan(s *scenario.Scenario, f sweepFlags) ([]job, error) {
+	first, last, err := between(f.seeds)
+	if err != nil {
+		return nil, err
+	}
+	part, parts, err := shardOf(f.shard)
+	if err != nil {
+		return nil, err
+	}
+	if f.jobs < 1 {
+		return nil, usage("--jobs is %d", f.jobs)
+	}
+	fixed, err := pairs(f.set)
+	if err != nil {
+		return nil, err
+	}
+	settings := []map[string]string{fixed}
+	for _, v := range f.vary {
+		k, values, ok := strings.Cut(v, "=")
+		if !ok || k == "" || values == "" {
+			return nil, usage("--vary %s is not of the form K=V,V,…", v)
+		}
+		if _, twice := settings[0][k]; twice {
+			return nil, usage("parameter %s is there twice", k)
+		}
+		var next []map[string]string
+		for _, old := range settings {
+			for _, value := range strings.Split(values, ",") {
+				m := map[string]string{k: value}
+				for k, v := range old {
+					m[k] = v
+				}
+				next = append(next, m)
+			}
+		}
+		settings = next
+	}
+	if n := float64(len(settings)) * (float64(last-first) + 1); n > maxRuns {
+		return nil, usage("that would be %.0f runs, and %d are the most", n, maxRuns)
+	}
+	var jobs []job
+	n := 0
+	for _, set := range settings {
+		if _, _, err := s.Build(first, set); err != nil {
+			return nil, usage("%s", err).try("See starling-sim list.")
+		}
+		for seed := first; ; seed++ {
+			if n%parts == part-1 {
+				jobs = append(jobs, job{seed: seed, set: set})
+			}
+			n++
+			if seed == last {
+				break
+			}
+		}
+	}
+	return jobs, nil
+}
+
+// between reads a range of seeds.
+func between(s string) (first, last uint64, err error) {
+	a, b, ok := strings.Cut(s, "..")
+	if !ok {
+		b = a
+	}
+	first, errA := strconv.ParseUint(a, 10, 64)
+	last, errB := strconv.ParseUint(b, 10, 64)
+	if errA != nil || errB != nil || first > last {
+		return 0, 0, usage("--seeds %s is not of the form A..B", s)
+	}
+	return first, last, nil
+}
+
+// shardOf reads which part of how many.
+func shardOf(s string) (part, parts int, err error) {
+	a, b, _ := strings.Cut(s, "/")
+	part, errA := strconv.Atoi(a)
+	parts, errB := strconv.Atoi(b)
+	if errA != nil || errB != nil || part < 1 || part > parts {
+		return 0, 0, usage("--shard %s is not of the form 1/3", s)
+	}
+	return part, parts, nil
+}
+
+// runAll runs every job that has no results yet, some at once, each in a
+// process of its own: a run uses one processor, and one that fails takes no
+// other along. It returns what failed.
+func (a *app) runAll(ctx context.Context, name string, jobs []job, atOnce int) (failed []string, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	results := make([]string, len(jobs))
+	var g errgroup.Group
+	g.SetLimit(atOnce)
+	for i, j := range jobs {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			if run, err := report.ReadRun(j.dir); err == nil && run.Manifest.Outcome != "interrupted" {
+				if run.Manifest.Outcome != "held" {
+					results[i] = run.Manifest.Repeat
+				}
+				return nil // of an earlier start of this sweep
+			}
+			if err := os.RemoveAll(j.dir); err != nil { // half a run
+				return err
+			}
+			results[i] = a.runOne(ctx, self, name, j)
+			fmt.Fprintf(a.err, "%s: %s\n", filepath.Base(j.dir), orDone(results[i]))
+			return nil
+		})
+	}
+	err = g.Wait()
+	return slices.DeleteFunc(results, func(s string) bool { return s == "" }), err
+}
+
+func orDone(s string) string {
+	if s == "" {
+		return "held"
+	}
+	return s
+}
+
+// runOne runs one job in a process of its own. It returns what went wrong, or
+// nothing.
+func (a *app) runOne(ctx context.Context, self, name string, j job) string {
+	args := []string{"run", name, "--seed", strconv.FormatUint(j.seed, 10), "--out", j.dir}
+	for k, v := range j.set {
+		args = append(args, "--set", k+"="+v)
+	}
+	c := exec.CommandContext(ctx, self, args...)
+	c.Env = append(os.Environ(), "GOMAXPROCS=1")
+	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) } // it writes what there is
+	var errs bytes.Buffer
+	c.Stderr = &errs
+	if err := c.Run(); err != nil && ctx.Err() == nil {
+		lines := strings.Split(strings.TrimSpace(errs.String()), "\n")
+		return lines[len(lines)-1]
+	}
+	return ""
+}

@@ -1,0 +1,169 @@
+package simulation
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"starling/simulation/network"
+)
+
+// A Config says what a world is made of. Only Nodes is required.
+type Config struct {
+	// Scenario and Source name the run in its manifest: the scenario, and the
+	// file it was read from. Params is what was set from outside, and Repeat
+	// the command that repeats the run.
+	Scenario string
+	Source   string
+	Params   map[string]string
+	Repeat   string
+
+	// Seed decides everything that chance decides.
+	Seed uint64
+
+	// Epoch is when virtual time begins. Default: noon UTC, 1 January 2026.
+	Epoch time.Time
+
+	// Nodes are the nodes of the world, in the order in which [World.StartAll]
+	// starts them. Names are unique.
+	Nodes []NodeSpec
+
+	// Topology says how far nodes are from each other. Default: 10 to 90 ms,
+	// uniformly.
+	Topology network.Topology
+
+	// Loss is added to every link: the probability that a segment of 1,400
+	// bytes is lost, 0 to 1.
+	Loss float64
+
+	// Noise encrypts connections as on the internet, for twice the CPU. Default:
+	// plain, with the same handshakes above it.
+	Noise bool
+
+	// Store is where nodes keep their rows. Default: in memory.
+	Store StoreKind
+
+	// Conns is how many connections a node keeps. Default 24.
+	Conns int
+
+	// Entries is how many earlier nodes a node joins through. Default 3.
+	Entries int
+
+	// Refresh is the pause between refreshes of a node's routing table. Default
+	// 10 minutes; negative means never.
+	Refresh time.Duration
+
+	// Promise is how long after the end of the last fault an accepted message
+	// may still be on its way. Default 10 minutes.
+	Promise time.Duration
+
+	// Sink receives every event, in order, outside of virtual time's way: it
+	// must not wait for anything in the bubble. Default: nobody does.
+	Sink func(Event)
+
+	// Progress is told about once a second of real time how far the run is. An
+	// exact run tells nobody, since that would change it. Default: nobody is.
+	Progress func(Usage)
+
+	// Interrupted is polled; once it reports true the run ends early, with
+	// everything that was measured so far. Default: never.
+	Interrupted func() bool
+}
+
+// A NodeSpec is one node to be.
+type NodeSpec struct {
+	Name     string        // required, unique; also the profile name
+	Region   string        // for topologies with regions
+	Role     string        // for the results. Default "peer"
+	Up, Down int64         // bits per second. Default 50,000,000
+	Skew     time.Duration // how wrong its clock is; positive is fast
+	Client   bool          // a DHT client, which holds nothing for others
+}
+
+// A StoreKind says where nodes keep their rows.
+type StoreKind int
+
+// Kinds of stores.
+const (
+	// Memory is an ordered store in memory, sealed and committed like the one on
+	// disk. What was not synced is lost in a crash.
+	Memory StoreKind = iota
+	// Badger is the database of the daemon, in a temporary folder. A crash keeps
+	// what was written, synced or not: it is that of a process, not of a
+	// machine.
+	Badger
+)
+
+// String returns the kind as manifests spell it.
+func (k StoreKind) String() string {
+	if k == Badger {
+		return "badger"
+	}
+	return "memory"
+}
+
+// Defaults of [Config].
+const (
+	defaultConns   = 24
+	defaultEntries = 3
+	defaultRefresh = 10 * time.Minute
+	defaultPromise = 10 * time.Minute
+)
+
+// withDefaults returns a copy with defaults filled in, and every problem found.
+func (c Config) withDefaults() (Config, error) {
+	var errs []error
+	if len(c.Nodes) == 0 {
+		errs = append(errs, errors.New("simulation: Config.Nodes is empty"))
+	}
+	names := make(map[string]bool, len(c.Nodes))
+	for i, n := range c.Nodes {
+		switch {
+		case n.Name == "":
+			errs = append(errs, fmt.Errorf("simulation: node %d has no name", i))
+		case names[n.Name]:
+			errs = append(errs, fmt.Errorf("simulation: two nodes are named %q", n.Name))
+		}
+		names[n.Name] = true
+	}
+	if c.Loss < 0 || c.Loss > 1 {
+		errs = append(errs, fmt.Errorf("simulation: Config.Loss is %g, not 0 to 1", c.Loss))
+	}
+	if c.Store != Memory && c.Store != Badger {
+		errs = append(errs, fmt.Errorf("simulation: there is no store kind %d", c.Store))
+	}
+	if c.Conns < 0 || c.Entries < 0 || c.Promise < 0 {
+		errs = append(errs, errors.New("simulation: Config.Conns, Entries and Promise are not negative"))
+	}
+	if c.Epoch.IsZero() {
+		c.Epoch = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	}
+	if c.Topology == nil {
+		c.Topology = network.Uniform(10*time.Millisecond, 90*time.Millisecond, 0)
+	}
+	if c.Scenario == "" {
+		c.Scenario = "custom"
+	}
+	c.Conns = orDefault(c.Conns, defaultConns)
+	c.Entries = orDefault(c.Entries, defaultEntries)
+	c.Refresh = orDefault(c.Refresh, defaultRefresh)
+	c.Promise = orDefault(c.Promise, defaultPromise)
+	if c.Sink == nil {
+		c.Sink = func(Event) {}
+	}
+	if c.Progress == nil {
+		c.Progress = func(Usage) {}
+	}
+	if c.Interrupted == nil {
+		c.Interrupted = func() bool { return false }
+	}
+	return c, errors.Join(errs...)
+}
+
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}

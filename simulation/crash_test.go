@@ -1,0 +1,90 @@
+package simulation
+
+import (
+	"flag"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+var crashPoints = flag.Int("crashpoints", 100, "how many crash points TestCrashPoints tries")
+
+// pointsAWorld is how many crash points one world goes through.
+const pointsAWorld = 50
+
+// TestCrashPoints has sender and recipient lose power at write boundaries of an
+// exchange, one after another, and sees that nothing that was accepted is lost
+// or shown twice. A boundary is before, within or after one commit.
+func TestCrashPoints(t *testing.T) {
+	worlds := (*crashPoints + pointsAWorld - 1) / pointsAWorld
+	var tried, worldsDone atomic.Int64
+	t.Run("worlds", func(t *testing.T) {
+		for i := range runtime.GOMAXPROCS(0) {
+			t.Run(fmt.Sprint(i), func(t *testing.T) {
+				t.Parallel()
+				for seed := i; seed < worlds; seed += runtime.GOMAXPROCS(0) {
+					cfg := couple(uint64(seed))
+					cfg.Repeat = fmt.Sprintf("go test ./simulation -run TestCrashPoints -crashpoints %d", *crashPoints)
+					_, err := Run(cfg, func(w *World) error { return crashAgainAndAgain(w, &tried) })
+					if err != nil {
+						t.Fatalf("seed %d: %v", seed, err)
+					}
+					worldsDone.Add(1)
+				}
+			})
+		}
+	})
+	t.Logf("%d crash points in %d worlds", tried.Load(), worldsDone.Load())
+	if !t.Failed() && tried.Load() < int64(*crashPoints) {
+		t.Errorf("%d crash points were reached, want %d", tried.Load(), *crashPoints)
+	}
+}
+
+// exchange has two friends write to each other.
+func exchange(a, b *Node) {
+	for i := range 3 {
+		_, _ = a.Send(b, fmt.Sprint("there ", i)) // whoever is down just then sends nothing
+		_, _ = b.Send(a, fmt.Sprint("back ", i))
+	}
+}
+
+// crashAgainAndAgain tries pointsAWorld crash points.
+func crashAgainAndAgain(w *World, tried *atomic.Int64) error {
+	ada, bo, err := acquaint(w)
+	if err != nil {
+		return err
+	}
+	w.Sleep(10 * time.Second)
+	r := w.Rand("crashes")
+	before := [2]int{ada.Boundaries(), bo.Boundaries()}
+	exchange(ada, bo)
+	w.Settle()
+	w.Sleep(10 * time.Second)
+	window := [2]int{ada.Boundaries() - before[0], bo.Boundaries() - before[1]}
+	for n := 0; n < pointsAWorld; {
+		victim := []*Node{ada, bo}[r.IntN(2)]
+		victim.CrashAt(1 + r.IntN(window[victim.index-1]))
+		w.Sleep(time.Duration(r.Int64N(int64(time.Second))))
+		exchange(ada, bo)
+		for range 30 { // far longer than an exchange takes
+			if !victim.Running() {
+				break
+			}
+			w.Sleep(time.Second)
+		}
+		if victim.Running() {
+			victim.CrashAt(0)
+			continue // fewer boundaries than last time: it was not reached
+		}
+		n++
+		tried.Add(1)
+		w.Sleep(time.Duration(r.Int64N(int64(5 * time.Second))))
+		if err := victim.Start(); err != nil {
+			return err
+		}
+		w.Settle()
+	}
+	return nil
+}

@@ -1,0 +1,456 @@
+package simulation
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"starling/node"
+	"starling/protocol/ratchet"
+)
+
+// The promises that every run is held to, by the name of their oracle.
+const (
+	oracleLost      = "lost"      // what was accepted, or was once shown, is gone or comes too late
+	oracleTwice     = "twice"     // a text was shown twice
+	oracleOrder     = "order"     // a text was shown before one that its sender wrote earlier
+	oracleNonce     = "nonce"     // two messages were sealed under one key and nonce
+	oracleForged    = "forged"    // something was opened or shown that nobody sent
+	oracleState     = "state"     // an envelope that was refused changed a session
+	oracleGoroutine = "goroutine" // something runs on after everything was closed
+)
+
+// An oracle holds a world to its promises. It knows what the scenario sent,
+// reads every journal as users do, and sees what sessions seal and open.
+type oracle struct {
+	w *World
+
+	mu       sync.Mutex // guards what follows; never held across a wait
+	accounts map[string]*Node
+	messages map[string]*letter
+	accepted []*letter
+	pairs    map[[2]int]*pair
+	open     int // accepted and not confirmed, nuisances aside
+	sealed   map[nonceUse][32]byte
+	count    Envelopes
+	verdict  *Violation // the first one
+}
+
+// A letter is a text on its way, as the oracle knows it.
+type letter struct {
+	Message
+	text     [sha256.Size]byte
+	accepted bool // promised, or in the sender's journal
+	number   int  // among those of its pair, in the order of the sender's journal; 0 until it is there
+	promised bool // Send returned
+	failed   bool // Send returned an error: accepted or not, both are right
+	nuisance bool // of a spammer: nobody promises that it arrives
+}
+
+// A pair is the texts of one node for another.
+type pair struct {
+	sent  int // numbers given
+	shown int // highest number shown
+}
+
+// A nonceUse is what determines the key and nonce of a message, secrets aside.
+type nonceUse struct {
+	session, ratchet [32]byte
+	n                uint32
+	hedge            [24]byte
+}
+
+func useOf(o ratchet.Observation) nonceUse {
+	return nonceUse{o.Session, [32]byte(o.Ratchet), o.N, o.Hedge}
+}
+
+func newOracle(w *World) *oracle {
+	return &oracle{
+		w: w, accounts: map[string]*Node{}, messages: map[string]*letter{}, pairs: map[[2]int]*pair{},
+		sealed: map[nonceUse][32]byte{},
+	}
+}
+
+// violatedLocked notes the first broken promise and ends the run.
+func (o *oracle) violatedLocked(which, format string, args ...any) {
+	if o.verdict != nil {
+		return
+	}
+	o.verdict = &Violation{Oracle: which, What: fmt.Sprintf(format, args...), At: o.w.Now(), Repeat: o.w.cfg.Repeat}
+	o.w.log.add(Event{Type: "violation", Text: which + ": " + o.verdict.What})
+	o.w.stop(o.verdict)
+}
+
+// started notes who a node is, and that its journal did not lose anything.
+func (o *oracle) started(n *Node, journal uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.accounts[n.account] = n
+	if journal < n.seen {
+		o.violatedLocked(oracleLost, "%s had shown %d events before it went down, and has %d now", n.spec.Name, n.seen, journal)
+	}
+}
+
+// offered notes a text before its sender is asked to accept it.
+func (o *oracle) offered(id string, from, to *Node, text string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.messages[id] = &letter{
+		Message: Message{ID: id, From: from.index, To: to.index, Size: len(text), Shown: -1, Confirmed: -1},
+		text:    digest(text), nuisance: from.spec.Role == RoleSpammer,
+	}
+}
+
+// promised notes that the sender accepted a text.
+func (o *oracle) promised(id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	m := o.messages[id]
+	m.promised = true
+	o.acceptLocked(m)
+}
+
+// withdrawn notes that Send returned an error.
+func (o *oracle) withdrawn(id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.messages[id].failed = true
+}
+
+func (o *oracle) acceptLocked(m *letter) {
+	if m.accepted {
+		return
+	}
+	m.accepted = true
+	m.Accepted = o.w.Now()
+	o.accepted = append(o.accepted, m)
+	if !m.nuisance {
+		o.open++
+	}
+	o.w.log.add(Event{Type: "accepted", Node: o.w.nodes[m.From].spec.Name, Peer: o.w.nodes[m.To].spec.Name, ID: m.ID})
+}
+
+// heard takes one event of a node's journal.
+func (o *oracle) heard(n *Node, e node.Event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case e.Type == "message" && e.State == "queued":
+		o.queuedLocked(n, e)
+	case e.Type == "message" && e.State == "received", e.Type == "request" && e.State == "received":
+		o.shownLocked(n, e)
+	case e.Type == "state" && (e.State == "delivered" || e.State == "read"):
+		o.confirmedLocked(n, e)
+	case e.Type == "state" && e.State == "failed":
+		if m := o.messages[e.ID]; m != nil {
+			o.violatedLocked(oracleLost, "%s gave up message %s for %s: %s", n.spec.Name, e.ID, o.w.nodes[m.To].spec.Name, e.Text)
+		}
+	}
+}
+
+func (o *oracle) queuedLocked(n *Node, e node.Event) {
+	m := o.messages[e.ID]
+	if m == nil || m.From != n.index {
+		o.violatedLocked(oracleForged, "%s has a message %s in its journal that it was not asked to send", n.spec.Name, e.ID)
+		return
+	}
+	o.acceptLocked(m)
+	if m.number == 0 {
+		p := o.pairLocked(m)
+		p.sent++
+		m.number = p.sent
+	}
+}
+
+func (o *oracle) pairLocked(m *letter) *pair {
+	k := [2]int{m.From, m.To}
+	p := o.pairs[k]
+	if p == nil {
+		p = new(pair)
+		o.pairs[k] = p
+	}
+	return p
+}
+
+func (o *oracle) shownLocked(n *Node, e node.Event) {
+	m := o.messages[e.ID]
+	switch from := o.accounts[e.From]; {
+	case m == nil || from == nil || m.number == 0:
+		o.violatedLocked(oracleForged, "%s shows a message %s that nobody sent", n.spec.Name, e.ID)
+		return
+	case m.From != from.index || m.To != n.index || m.text != digest(e.Text):
+		o.violatedLocked(oracleForged, "%s shows message %s with another text, sender or recipient than it was sent with", n.spec.Name, e.ID)
+		return
+	case m.Shown >= 0:
+		o.violatedLocked(oracleTwice, "%s shows message %s of %s twice", n.spec.Name, e.ID, from.spec.Name)
+		return
+	}
+	p := o.pairLocked(m)
+	if m.number < p.shown {
+		o.violatedLocked(oracleOrder, "%s shows message %d of %s after number %d", n.spec.Name, m.number, o.w.nodes[m.From].spec.Name, p.shown)
+		return
+	}
+	p.shown = m.number
+	m.Shown = o.w.Now()
+	o.w.log.add(Event{Type: "shown", Node: n.spec.Name, Peer: o.w.nodes[m.From].spec.Name, ID: m.ID})
+}
+
+func (o *oracle) confirmedLocked(n *Node, e node.Event) {
+	m := o.messages[e.ID]
+	if m == nil || m.From != n.index {
+		return // a control content, or one of before the world
+	}
+	if m.Shown < 0 {
+		o.violatedLocked(oracleLost, "%s was told that message %s was delivered, and %s does not show it", n.spec.Name, e.ID, o.w.nodes[m.To].spec.Name)
+		return
+	}
+	if m.Confirmed < 0 {
+		m.Confirmed = o.w.Now()
+		if !m.nuisance {
+			o.open--
+		}
+		o.w.log.add(Event{Type: "confirmed", Node: n.spec.Name, Peer: o.w.nodes[m.To].spec.Name, ID: m.ID})
+	}
+}
+
+// pending returns how many accepted texts are not confirmed.
+func (o *oracle) pending() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.open
+}
+
+// late says that accepted texts were not delivered in time.
+func (o *oracle) late() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var first *letter
+	for _, m := range o.accepted {
+		if m.Confirmed < 0 && !m.nuisance {
+			first = m
+			break
+		}
+	}
+	what := "not delivered"
+	if first.Shown >= 0 {
+		what = "delivered, and not confirmed to its sender"
+	}
+	o.violatedLocked(oracleLost, "%d accepted messages are still on their way %v after the last fault; the oldest, %s of %s for %s, accepted at %v, is %s",
+		o.open, o.w.cfg.Promise, first.ID, o.w.nodes[first.From].spec.Name, o.w.nodes[first.To].spec.Name, first.Accepted, what)
+}
+
+// An observer is the oracle's view into one node's sessions.
+type observer struct {
+	o *oracle
+	n *Node
+}
+
+func (o *oracle) observer(n *Node) observer { return observer{o, n} }
+
+// Sealed implements session.Observer. The transaction may be discarded yet, but
+// nothing hinders a crash from coming after the envelope left, so that the next
+// one must differ all the same.
+func (v observer) Sealed(b ratchet.Observation) {
+	v.o.mu.Lock()
+	defer v.o.mu.Unlock()
+	v.o.count.Sealed++
+	if _, used := v.o.sealed[useOf(b)]; used {
+		v.o.violatedLocked(oracleNonce, "%s sealed two messages under one key and nonce", v.n.spec.Name)
+	}
+	v.o.sealed[useOf(b)] = b.Ciphertext
+}
+
+// Opened implements session.Observer.
+func (v observer) Opened(b ratchet.Observation) {
+	v.o.mu.Lock()
+	defer v.o.mu.Unlock()
+	v.o.count.Opened++
+	if sum, sent := v.o.sealed[useOf(b)]; !sent || sum != b.Ciphertext {
+		v.o.violatedLocked(oracleForged, "%s opened an envelope that nobody sealed", v.n.spec.Name)
+	}
+}
+
+// Repeated implements session.Observer.
+func (v observer) Repeated() {
+	v.o.mu.Lock()
+	defer v.o.mu.Unlock()
+	v.o.count.Repeated++
+}
+
+// Refused implements session.Observer.
+func (v observer) Refused(before, after [32]byte) {
+	v.o.mu.Lock()
+	defer v.o.mu.Unlock()
+	v.o.count.Refused++
+	if before != after {
+		v.o.violatedLocked(oracleState, "%s refused an envelope, and its session changed", v.n.spec.Name)
+	}
+}
+
+// audit reads every chat of every node that runs, and compares it with what was
+// sent: what journals said may be gone from the history.
+func (o *oracle) audit() {
+	shown := map[string]int{} // by message
+	kept := map[string]bool{} // at the sender
+	running := map[int]bool{}
+	for _, n := range o.w.nodes {
+		live := n.Live()
+		if live == nil {
+			continue
+		}
+		running[n.index] = true
+		if err := o.read(n, live, shown, kept); err != nil {
+			o.w.stop(err)
+			return
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, m := range o.accepted {
+		from, to := o.w.nodes[m.From].spec.Name, o.w.nodes[m.To].spec.Name
+		switch {
+		case running[m.From] && !kept[m.ID] && m.promised:
+			o.violatedLocked(oracleLost, "%s accepted message %s for %s and has forgotten it", from, m.ID, to)
+		case running[m.To] && m.Shown >= 0 && shown[m.ID] == 0:
+			o.violatedLocked(oracleLost, "%s showed message %s of %s and has forgotten it", to, m.ID, from)
+		case shown[m.ID] > 1:
+			o.violatedLocked(oracleTwice, "%s has message %s of %s %d times in its history", to, m.ID, from, shown[m.ID])
+		}
+	}
+}
+
+// read notes what a node's chats hold, and that they are in order.
+func (o *oracle) read(n *Node, live *node.Node, shown map[string]int, kept map[string]bool) error {
+	for _, requests := range []bool{false, true} {
+		contacts, err := live.Contacts(context.Background(), requests)
+		if err != nil {
+			return fmt.Errorf("reading the contacts of %s: %w", n.spec.Name, err)
+		}
+		for _, c := range contacts {
+			last := 0
+			for m, err := range history(live, c.Name) {
+				if err != nil {
+					return fmt.Errorf("reading a chat of %s: %w", n.spec.Name, err)
+				}
+				if m.Kind != "text" {
+					continue
+				}
+				if m.State != "received" {
+					kept[m.ID] = true
+					continue
+				}
+				shown[m.ID]++
+				o.mu.Lock()
+				l := o.messages[m.ID]
+				switch {
+				case l == nil || l.To != n.index:
+					o.violatedLocked(oracleForged, "%s has a message %s in its history that nobody sent", n.spec.Name, m.ID)
+				case l.number < last:
+					o.violatedLocked(oracleOrder, "%s has message %d of %s after number %d in its history", n.spec.Name, l.number, o.w.nodes[l.From].spec.Name, last)
+				default:
+					last = l.number
+				}
+				o.mu.Unlock()
+			}
+		}
+	}
+	return nil
+}
+
+// historyPage is how much of a chat is read at once.
+const historyPage = 200
+
+// history yields a chat, oldest first.
+func history(live *node.Node, chat string) func(func(node.Message, error) bool) {
+	return func(yield func(node.Message, error) bool) {
+		var pages [][]node.Message
+		before := ""
+		for {
+			page, err := live.History(context.Background(), chat, historyPage, before)
+			if err != nil {
+				yield(node.Message{}, err)
+				return
+			}
+			if len(page) == 0 {
+				break
+			}
+			pages = append(pages, page)
+			before = page[0].ID
+			if len(page) < historyPage {
+				break
+			}
+		}
+		for _, page := range slices.Backward(pages) {
+			for _, m := range page {
+				if !yield(m, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// lingering is how long after the end of everything what was told to end may
+// take: longer than any time-out in it.
+const lingering = 5 * time.Minute
+
+// goroutines looks for what still runs in the bubble after everything was
+// closed. It returns the stacks.
+func (o *oracle) goroutines() {
+	time.Sleep(lingering)
+	var left []string
+	all := stacks()
+	_, mine, _ := strings.Cut(all[0], ", synctest bubble ") // the caller's own comes first
+	mine, _, _ = strings.Cut(mine, "]")
+	for _, g := range all[1:] {
+		head, _, _ := strings.Cut(g, "\n")
+		if strings.HasSuffix(head, ", synctest bubble "+mine+"]:") && !strings.Contains(g, "testing/synctest.") { // the bubble itself
+			left = append(left, g)
+		}
+	}
+	if len(left) == 0 {
+		return
+	}
+	slices.Sort(left)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.violatedLocked(oracleGoroutine, "%d goroutines run on after every node was closed, the first:\n%s", len(left), left[0])
+}
+
+// stacks returns the stack of every goroutine of the process.
+func stacks() []string {
+	buf := make([]byte, 1<<20)
+	for {
+		n := runtime.Stack(buf, true)
+		if n < len(buf) {
+			return strings.Split(string(bytes.TrimSpace(buf[:n])), "\n\n")
+		}
+		buf = make([]byte, 2*len(buf))
+	}
+}
+
+// results returns the messages in the order in which they were accepted, those
+// of spammers left out.
+func (o *oracle) results() ([]Message, Envelopes, *Violation) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var list []Message
+	for _, m := range o.accepted {
+		if !m.nuisance {
+			list = append(list, m.Message)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Message) int { return cmp.Compare(a.Accepted, b.Accepted) })
+	return list, o.count, o.verdict
+}
+
+// errInterrupted means that the run was asked to end early.
+var errInterrupted = errors.New("simulation: interrupted")

@@ -1,0 +1,354 @@
+package simulation
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"starling/node/session"
+	"starling/node/store"
+	"starling/protocol/ratchet"
+)
+
+// The tests in this file put a bug into a world and see that the oracle that is
+// there for it stops the run.
+
+// couple is a world of two friends, bo and ada, and a third node to join
+// through.
+func couple(seed uint64) Config {
+	return Config{Seed: seed, Nodes: []NodeSpec{{Name: "cy"}, {Name: "ada"}, {Name: "bo"}}, Refresh: -1, Repeat: "go test"}
+}
+
+// acquaint starts the world and waits until ada and bo are friends.
+func acquaint(w *World) (ada, bo *Node, err error) {
+	ada, bo = w.Node("ada"), w.Node("bo")
+	if err := w.StartAll(100 * time.Millisecond); err != nil {
+		return nil, nil, err
+	}
+	if err := ada.Befriend(bo); err != nil {
+		return nil, nil, err
+	}
+	for !ada.Knows(bo) || !bo.Knows(ada) {
+		w.Sleep(time.Second)
+	}
+	return ada, bo, nil
+}
+
+// caught checks that a run ended with the violation that its plant causes.
+func caught(t *testing.T, r *Result, err error, oracle string) {
+	t.Helper()
+	v, ok := errors.AsType[*Violation](err)
+	if !ok {
+		t.Fatalf("the run ended with %v, want a violation", err)
+	}
+	if v.Oracle != oracle {
+		t.Errorf("oracle %q caught it, want %q: %v", v.Oracle, oracle, v)
+	}
+	if v.At <= 0 || v.What == "" || !strings.Contains(v.Error(), "go test") {
+		t.Errorf("the violation %+v does not say what, when and how to repeat it", v)
+	}
+	if r == nil || r.Manifest.Outcome != "violated" || r.Violation != v {
+		t.Errorf("the result does not hold the violation")
+	}
+}
+
+func TestHonestWorldHolds(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		for range 5 {
+			for _, p := range [][2]*Node{{ada, bo}, {bo, ada}} {
+				if _, err := p[0].Send(p[1], "hello"); err != nil {
+					return err
+				}
+			}
+			w.Sleep(time.Second)
+		}
+		bo.Crash()
+		if _, err := ada.Send(bo, "are you there?"); err != nil {
+			return err
+		}
+		w.Sleep(time.Minute)
+		if err := bo.Start(); err != nil {
+			return err
+		}
+		w.Settle()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Messages) != 11 || r.Manifest.Outcome != "held" || r.Envelopes.Opened < 11 || r.Envelopes.Refused != 0 {
+		t.Errorf("%d messages, outcome %q, envelopes %+v", len(r.Messages), r.Manifest.Outcome, r.Envelopes)
+	}
+	for _, m := range r.Messages {
+		if m.Shown < m.Accepted || m.Confirmed < m.Shown {
+			t.Errorf("message %s: accepted %v, shown %v, confirmed %v", m.ID, m.Accepted, m.Shown, m.Confirmed)
+		}
+	}
+	if r.Nodes[2].Crashes != 1 || r.Nodes[2].Starts != 2 || len(r.Faults) != 1 || r.Faults[0].To-r.Faults[0].From < time.Minute {
+		t.Errorf("bo: %+v, faults %+v", r.Nodes[2], r.Faults)
+	}
+}
+
+func TestDiskThatLiesLosesWhatWasShown(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		bo.disk.(memoryDisk).d.Lie(true)
+		if _, err := ada.Send(bo, "hello"); err != nil {
+			return err
+		}
+		w.Sleep(10 * time.Second)
+		bo.Crash()
+		w.Sleep(time.Second)
+		if err := bo.Start(); err != nil {
+			return err
+		}
+		w.Settle()
+		return nil
+	})
+	caught(t, r, err, oracleLost)
+}
+
+func TestMessageThatNeverComesIsLate(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		bo.Crash() // for good
+		if _, err := ada.Send(bo, "hello"); err != nil {
+			return err
+		}
+		w.Settle()
+		return nil
+	})
+	caught(t, r, err, oracleLost)
+}
+
+func TestReceiverThatForgetsShowsTwice(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		if _, err := ada.Send(bo, "hello"); err != nil {
+			return err
+		}
+		w.Sleep(10 * time.Second)
+		if err := bo.db.Update(showAgain); err != nil {
+			return err
+		}
+		bo.Crash() // a restart reads the journal on
+		w.Sleep(time.Second)
+		return bo.Start()
+	})
+	caught(t, r, err, oracleTwice)
+}
+
+// showAgain puts the newest message that was received into the journal again.
+func showAgain(tx *store.Tx) error {
+	last := uint64(0)
+	var again *store.Event
+	for row, err := range store.Journal.ScanBack(tx, nil, nil) {
+		if err != nil {
+			return err
+		}
+		last = max(last, row.Key.Order())
+		if row.Value.Type == "message" && row.Value.State == "received" {
+			again = row.Value
+			break
+		}
+	}
+	return store.Journal.Put(tx, store.JournalKey(last+1), again)
+}
+
+func TestOutboxOutOfOrderIsSeen(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		bo.Crash()
+		for _, text := range []string{"first", "second"} {
+			if _, err := ada.Send(bo, text); err != nil {
+				return err
+			}
+		}
+		if err := ada.db.Update(swapOutbox); err != nil {
+			return err
+		}
+		w.Sleep(time.Second)
+		if err := bo.Start(); err != nil {
+			return err
+		}
+		w.Settle()
+		return nil
+	})
+	caught(t, r, err, oracleOrder)
+}
+
+// swapOutbox exchanges the first two contents that wait, sealed or not.
+func swapOutbox(tx *store.Tx) error {
+	var keys []store.RowKey
+	var rows []*store.Outgoing
+	for row, err := range store.Outbox.Scan(tx, nil, nil) {
+		if err != nil {
+			return err
+		}
+		keys, rows = append(keys, slices.Clone(row.Key)), append(rows, row.Value)
+	}
+	for i, k := range keys[:2] {
+		out := &store.Outgoing{}
+		proto.Merge(out, rows[1-i])
+		out.Envelope, out.Hash, out.Session, out.Ack = nil, nil, nil, nil // as if it were sealed anew
+		if err := store.Outbox.Put(tx, k, out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestSessionThatForgetsRepeatsItsNonce(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		w.Sleep(10 * time.Second)
+		ada.Stop()
+		ada.rand = zeros{}
+		if err := ada.Start(); err != nil {
+			return err
+		}
+		before := map[string]*store.Session{}
+		err = ada.db.View(func(tx *store.Tx) error {
+			for row, err := range store.Sessions.Scan(tx, nil, nil) {
+				if err != nil {
+					return err
+				}
+				before[string(row.Key)] = row.Value
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for range 2 {
+			if _, err := ada.Send(bo, "hello"); err != nil {
+				return err
+			}
+			w.Sleep(10 * time.Second)
+			err := ada.db.Update(func(tx *store.Tx) error {
+				for key, row := range before {
+					if err := store.Sessions.Put(tx, store.RowKey(key), row); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		w.Settle()
+		return nil
+	})
+	caught(t, r, err, oracleNonce)
+}
+
+// zeros is a source of randomness that has broken.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) {
+	clear(b)
+	return len(b), nil
+}
+
+func TestOpenedButNeverSealedIsForged(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		w.Node("ada").eyes = unseen{} // what it seals nobody notes
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		_, err = ada.Send(bo, "hello")
+		w.Sleep(10 * time.Second)
+		return err
+	})
+	caught(t, r, err, oracleForged)
+}
+
+type unseen struct{}
+
+func (unseen) Sealed(ratchet.Observation) {}
+func (unseen) Opened(ratchet.Observation) {}
+func (unseen) Refused(_, _ [32]byte)      {}
+
+func TestTextThatNobodySentIsForged(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, _, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		_, err = ada.Live().Send(w.ctx, "bo", "behind the scenario's back", nil)
+		w.Sleep(10 * time.Second)
+		return err
+	})
+	caught(t, r, err, oracleForged)
+}
+
+func TestSessionThatAdvancesOnRefusalIsSeen(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		bo := w.Node("bo")
+		bo.eyes = advancing{bo.eyes}
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		// A message key that is gone: the envelope is refused.
+		err = bo.db.Update(func(tx *store.Tx) error {
+			for row, err := range store.Sessions.Scan(tx, nil, nil) {
+				if err != nil {
+					return err
+				}
+				if err := store.Sessions.Delete(tx, row.Key); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		_, err = ada.Send(bo, "hello")
+		w.Sleep(10 * time.Second)
+		return err
+	})
+	caught(t, r, err, oracleState)
+}
+
+// advancing is the view of sessions that change when they refuse.
+type advancing struct{ session.Observer }
+
+func (a advancing) Refused(before, after [32]byte) {
+	after[0]++
+	a.Observer.Refused(before, after)
+}
+
+func TestGoroutineLeftIsSeen(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		go time.Sleep(2 * lingering)
+		return nil
+	})
+	caught(t, r, err, oracleGoroutine)
+}

@@ -1,0 +1,318 @@
+package simulation
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"starling/node/store"
+	"starling/protocol"
+	"starling/simulation/bubble"
+	"starling/simulation/exact"
+	"starling/simulation/network"
+)
+
+// Run builds the world of cfg, plays a scenario in it and takes it down. The
+// scenario is called in a bubble of virtual time (testing/synctest): whatever
+// it waits for must be in the bubble too. Its nodes are made and not started.
+//
+// The result is not nil unless cfg is wrong, and holds what was measured so
+// far even if the run ended early. The error is a [*Violation] if a promise was
+// not kept, the scenario's own, or that of a node that did not start.
+//
+// Several runs may be under way at once, unless the program is exact. If virtual
+// time stops, which is a bug, the stacks of all goroutines go to standard error
+// and the process ends.
+func Run(cfg Config, play func(*World) error) (*Result, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	var r *Result
+	c := clocks{wall: bubble.Wall(), cpu: bubble.CPU()}
+	unwatch := c.dog.Watch()
+	bubbleErr := bubble.Run(cfg.Seed, func() { r, err = run(cfg, play, &c) })
+	unwatch()
+	if r == nil {
+		return nil, errors.Join(err, bubbleErr)
+	}
+	err = errors.Join(err, bubbleErr)
+	u := c.read()
+	r.Manifest.Wall, r.Manifest.CPU = Seconds(u.Wall), Seconds(u.CPU)
+	r.Manifest.Outcome, r.Manifest.Error = outcome(err)
+	return r, err
+}
+
+// outcome returns how a run ended, as manifests spell it, and why.
+func outcome(err error) (string, string) {
+	if err == nil {
+		return "held", ""
+	}
+	if v, ok := errors.AsType[*Violation](err); ok {
+		return "violated", v.Error()
+	}
+	if errors.Is(err, errInterrupted) {
+		return "interrupted", ""
+	}
+	return "failed", err.Error()
+}
+
+// run is Run inside the bubble.
+func run(cfg Config, play func(*World) error, c *clocks) (*Result, error) {
+	time.Sleep(time.Until(cfg.Epoch)) // a bubble begins in the year 2000
+	w, err := newWorld(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer w.remove()
+
+	finished := make(chan error, 1) // the scenario sends once or closes; capacity 1, as nobody may listen
+	go func() {                     // joined below: it ends with play, or with the world
+		defer close(finished)
+		err := play(w)
+		if err == nil {
+			w.group.Wait()
+		}
+		finished <- err
+	}()
+	var measuring sync.WaitGroup
+	measured, stopMeasuring := context.WithCancel(context.Background())
+	measuring.Go(func() { w.measure(measured, c) })
+	if exact.Enabled() {
+		measuring.Go(func() { bubble.Collect(measured, collectAt) })
+	}
+	select {
+	case err = <-finished:
+	case <-w.ctx.Done():
+		<-finished // each of its calls into the world ends it now
+		w.group.Wait()
+	}
+	if err == nil && w.ctx.Err() == nil {
+		w.oracle.audit()
+	}
+	w.stop(err)
+	hash := w.log.closeTrace() // nodes end all at once, in any order
+	simulated := w.Now()
+	stopMeasuring()
+	measuring.Wait()
+	closeErr := w.closeAll()
+	w.oracle.goroutines()
+
+	r := w.result(simulated, hash)
+	if cause := context.Cause(w.ctx); err == nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	if err == nil && r.Violation != nil { // found after the end
+		err = r.Violation
+	}
+	return r, errors.Join(err, closeErr)
+}
+
+// newWorld makes the nodes of a world, and starts none.
+func newWorld(cfg Config) (*World, error) {
+	w := &World{cfg: cfg, byName: map[string]*Node{}, epoch: time.Now(), split: -1}
+	w.log = &recorder{epoch: w.epoch, sink: cfg.Sink, trace: sha256.New()}
+	w.oracle = newOracle(w)
+	w.ctx, w.end = context.WithCancelCause(context.Background())
+	var err error
+	w.net, err = network.New(network.Config{
+		Seed: cfg.Seed, Sites: len(cfg.Nodes), Topology: cfg.Topology, Loss: cfg.Loss, Noise: cfg.Noise, Tap: w.log.chunk,
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, spec := range cfg.Nodes {
+		spec.Role = orDefault(spec.Role, "peer")
+		n := &Node{w: w, index: i, spec: spec, meter: newMeter(), down: -1}
+		n.rand, n.ids = newRand(cfg.Seed, "node "+spec.Name), newRand(cfg.Seed, "messages of "+spec.Name)
+		n.eyes = w.oracle.observer(n)
+		n.result = NodeResult{Name: spec.Name, Region: spec.Region, Role: spec.Role}
+		if n.port, err = w.net.Join(network.Site{Index: i, Region: spec.Region}, spec.Up, spec.Down); err != nil {
+			return nil, err
+		}
+		if n.key, err = store.NewKey(n.rand); err != nil {
+			return nil, err
+		}
+		if n.disk, err = newDisk(cfg.Store); err != nil {
+			return nil, err
+		}
+		w.nodes = append(w.nodes, n)
+		w.byName[spec.Name] = n
+	}
+	for _, n := range w.nodes {
+		if n.spec.Skew != 0 {
+			w.begin("skew", fmt.Sprintf("%s is wrong by %v", n.spec.Name, n.spec.Skew))
+		}
+	}
+	return w, nil
+}
+
+func newDisk(kind StoreKind) (disk, error) {
+	if kind == Memory {
+		return memoryDisk{store.NewDisk()}, nil
+	}
+	root, err := os.MkdirTemp("", "starling-sim-")
+	if err != nil {
+		return nil, fmt.Errorf("making a folder for a store: %w", err)
+	}
+	return &folderDisk{root: root}, nil
+}
+
+// stop ends the run, with the reason unless there is one already.
+func (w *World) stop(cause error) {
+	w.over.Store(true)
+	w.end(cause)
+}
+
+// collectAt is the heap, in bytes, from which an exact run collects garbage.
+const collectAt = 512 << 20
+
+// clocks are the real clocks of a run, and the dog that watches virtual time.
+type clocks struct {
+	wall, cpu time.Duration // at the start
+	dog       bubble.Watchdog
+}
+
+// read returns what the run took so far.
+func (c *clocks) read() Usage {
+	return Usage{
+		Wall: bubble.Wall() - c.wall, CPU: bubble.CPU() - c.cpu, Memory: bubble.Memory(), Goroutines: runtime.NumGoroutine(),
+	}
+}
+
+// How often virtual time looks at the real clocks. An exact run must not do
+// anything that depends on them, and so it samples at fixed times.
+const (
+	lookEvery  = time.Second // of virtual time
+	exactEvery = time.Minute // likewise
+)
+
+// measure samples what the run takes, about once a second of real time, and
+// ends the run if it was interrupted. It returns when ctx ends.
+func (w *World) measure(ctx context.Context, c *clocks) {
+	every := lookEvery
+	if exact.Enabled() {
+		every = exactEvery
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	next := time.Duration(0)
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			w.log.used(w.usage(c))
+			return
+		}
+		c.dog.Bump()
+		if exact.Enabled() {
+			w.log.used(w.usage(c))
+		} else if now := bubble.Wall(); now >= next {
+			next = now + time.Second
+			u := w.usage(c)
+			w.log.used(u)
+			w.cfg.Progress(u)
+		}
+		if w.cfg.Interrupted() {
+			w.stop(errInterrupted)
+		}
+	}
+}
+
+func (w *World) usage(c *clocks) Usage {
+	u := c.read()
+	u.At = w.Now()
+	return u
+}
+
+// closeAll stops every node and waits for those that crashed.
+func (w *World) closeAll() error {
+	errs := make([]error, len(w.nodes))
+	for i, n := range w.nodes {
+		w.loose.Go(func() {
+			if live := n.take(false); live != nil {
+				errs[i] = live.Close()
+				close(n.closing)
+			}
+		})
+	}
+	var more []error // not in errs, which the goroutines above write to
+	for _, fn := range w.closers {
+		more = append(more, fn())
+	}
+	w.loose.Wait()
+	return errors.Join(append(errs, more...)...)
+}
+
+// remove deletes what the world had on disk.
+func (w *World) remove() {
+	for _, n := range w.nodes {
+		_ = n.disk.remove() // a temporary folder; the system removes what is left
+	}
+}
+
+// result gathers what a run leaves.
+func (w *World) result(simulated time.Duration, hash string) *Result {
+	r := &Result{Faults: w.faults}
+	r.Messages, r.Envelopes, r.Violation = w.oracle.results()
+	w.log.fill(r)
+	for _, n := range w.nodes {
+		r.Nodes = append(r.Nodes, n.result)
+		r.Traffic = append(r.Traffic, n.traffic()...)
+	}
+	r.Sightings = w.sightings()
+	r.Manifest = Manifest{
+		Scenario: w.cfg.Scenario, Source: w.cfg.Source, Seed: w.cfg.Seed, Params: w.cfg.Params, Nodes: len(w.nodes),
+		Store: w.cfg.Store.String(), Security: "plain", Exact: exact.Enabled(), Version: version(),
+		Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, Epoch: w.cfg.Epoch, Simulated: Seconds(simulated),
+		Repeat: w.cfg.Repeat,
+	}
+	if w.cfg.Noise {
+		r.Manifest.Security = "noise"
+	}
+	if exact.Enabled() {
+		r.Manifest.TraceHash = hash
+	}
+	for _, u := range r.Usage {
+		r.Manifest.PeakMemory = max(r.Manifest.PeakMemory, u.Memory)
+	}
+	return r
+}
+
+// traffic returns what the node sent and received, by protocol.
+func (n *Node) traffic() []Traffic {
+	n.meter.mu.Lock()
+	defer n.meter.mu.Unlock()
+	var list []Traffic
+	for _, id := range slices.Sorted(slices.Values(n.meter.order)) {
+		t := n.meter.protocols[id]
+		list = append(list, Traffic{Node: n.index, Protocol: string(id), Sent: t.sent, Received: t.received})
+	}
+	return list
+}
+
+// version returns what this program is, with the revision of its source if that
+// is known.
+func version() string {
+	v := protocol.Agent
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return v
+	}
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			v += " " + s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			v += ", changed"
+		}
+	}
+	return v
+}
