@@ -9,7 +9,9 @@ import (
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
@@ -61,7 +63,12 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	if cfg.Transports != nil {
 		opts = append(opts, cfg.Transports...)
 	} else {
+		resources, err := newResources()
+		if err != nil {
+			return nil, errors.Join(err, manager.Close())
+		}
 		opts = append(opts,
+			libp2p.ResourceManager(resources),
 			libp2p.Transport(libp2pquic.NewTransport),
 			libp2p.Transport(tcp.NewTCPTransport),
 			libp2p.Security(noise.ID, noise.New),
@@ -106,6 +113,19 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 		return nil, errors.Join(fmt.Errorf("starting the network: %w", err), h.Close())
 	}
 	return h, nil
+}
+
+// newResources makes libp2p's default resource manager, without metrics: those
+// format a time stamp for every stream and every reservation, whether or not
+// anybody reads them, and libp2p.DisableMetrics does not end that.
+func newResources() (network.ResourceManager, error) {
+	limits := rcmgr.DefaultLimits
+	libp2p.SetDefaultServiceLimits(&limits)
+	m, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits.AutoScale()), rcmgr.WithMetricsDisabled())
+	if err != nil {
+		return nil, fmt.Errorf("making a resource manager: %w", err)
+	}
+	return m, nil
 }
 
 // transportKey returns the libp2p host key with the given seed.
