@@ -1,0 +1,465 @@
+package scenario
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"starling/protocol"
+	"starling/simulation"
+	"starling/simulation/network"
+)
+
+// A plan is what a scenario file says, with its parameters filled in.
+type plan struct {
+	duration time.Duration
+	promise  time.Duration
+	settle   bool
+	groups   []group
+	nodes    int // of all groups
+	started  int // those that run a node of their own
+	peers    int // those of people
+	config   simulation.Config
+	start    time.Duration // pause between the starts of two nodes
+	regions  []string      // of the topology; nil if it has none
+	friends  float64       // mean number of friends
+	chat     *chat
+	churn    *churn
+	faults   []fault
+	eclipse  *eclipse
+	flood    *flood
+}
+
+// A group is nodes of one kind.
+type group struct {
+	name     string
+	count    int // 0: one node, named as the group
+	role     string
+	regions  []string
+	up, down int64
+	skew     [2]time.Duration
+	clients  float64
+}
+
+// size returns how many nodes the group has.
+func (g group) size() int { return max(g.count, 1) }
+
+// names returns the names of the group's nodes.
+func (g group) names() []string {
+	if g.count == 0 {
+		return []string{g.name}
+	}
+	names := make([]string, g.count)
+	for i := range names {
+		names[i] = fmt.Sprintf("%s%d", g.name, i+1)
+	}
+	return names
+}
+
+// A chat is how people write to their friends.
+type chat struct {
+	from, until time.Duration
+	pause       time.Duration // mean; of one person, between two texts
+	size        [2]int        // bytes
+}
+
+// A churn is how nodes come and go.
+type churn struct {
+	from, until time.Duration
+	share       float64       // of the people
+	up, down    time.Duration // means
+	crash       float64       // share of the departures without a goodbye
+}
+
+// A fault is something that breaks, once or again and again.
+type fault struct {
+	kind     string
+	at, last time.Duration
+	every    time.Duration // 0: once
+	until    time.Duration // of repetitions: all are over by then
+	share    float64       // partition, loss
+	groups   int           // partition; 0: share of the nodes against the others
+	nodes    int           // crash, link
+	boundary [2]int        // crash; 0: at once
+	link     network.Link
+}
+
+// times returns when the fault begins.
+func (f fault) times() []time.Duration {
+	list := []time.Duration{f.at}
+	for f.every > 0 && list[len(list)-1]+f.every+f.last <= f.until {
+		list = append(list, list[len(list)-1]+f.every)
+	}
+	return list
+}
+
+// Bounds of what a file may ask for.
+const (
+	maxNodes  = 1 << 16 // as the network has places
+	maxFaults = 10_000
+
+	maxLatency = time.Minute // as the network believes
+)
+
+// read reads a whole document.
+func (r *reader) read(t *table, folder string) *plan {
+	top := r.section("the scenario", t)
+	p := &plan{}
+	top.need("about", "duration", "nodes")
+	top.text("about")
+	p.duration = top.duration("duration", time.Hour, time.Second)
+	p.promise = top.duration("promise", 10*time.Minute, time.Second)
+	p.settle = top.flag("settle", true)
+	for _, s := range top.subs("nodes") {
+		p.readGroup(s)
+	}
+	p.readNode(top.sub("node"))
+	p.readNetwork(top.sub("network"), folder)
+	p.checkGroups(top)
+	if s := top.sub("friends"); s.table != nil {
+		p.readFriends(s)
+	}
+	if s := top.sub("chat"); s.table != nil {
+		p.readChat(s)
+	}
+	if s := top.sub("churn"); s.table != nil {
+		p.readChurn(s)
+	}
+	for _, s := range top.subs("fault") {
+		p.readFault(s)
+	}
+	if s := top.sub("eclipse"); s.table != nil {
+		p.readEclipse(s)
+	}
+	if s := top.sub("flood"); s.table != nil {
+		p.readFlood(s)
+	}
+	top.known("params") // was read before all else
+	top.done()
+	if t.keys["duration"] != nil && p.ready() >= p.duration {
+		top.wrong("duration", "%v is over before all %d nodes have been started, which takes %v", p.duration, p.started, p.ready())
+	}
+	for _, param := range r.params {
+		if !r.used[param.Name] {
+			r.problem(t.keys["params"].value.(*table).keys[param.Name].at, "nothing refers to parameter %q", param.Name)
+		}
+	}
+	return p
+}
+
+// ready is when all nodes have been started, and people have met.
+func (p *plan) ready() time.Duration { return time.Duration(p.started) * p.start }
+
+// people returns the names of those who live in the world: all nodes that are
+// not there for an attack.
+func (p *plan) people() []string { return p.with(rolePeer) }
+
+// with returns the names of the nodes of a role.
+func (p *plan) with(role string) []string {
+	var list []string
+	for _, g := range p.groups {
+		if g.role == role {
+			list = append(list, g.names()...)
+		}
+	}
+	return list
+}
+
+// rolePeer is the role of nodes that are what they seem.
+const rolePeer = "peer"
+
+func (p *plan) readGroup(s section) {
+	s.need("name")
+	g := group{name: s.text("name")}
+	if s.has("count") {
+		g.count = s.count("count", 1, 1, maxNodes)
+	}
+	g.role = s.choice("role", rolePeer, simulation.RoleSybil, simulation.RoleSpammer)
+	g.regions = s.words("region")
+	g.up, g.down = s.rate("up"), s.rate("down")
+	g.skew = s.durations("skew", [2]time.Duration{}, -longest)
+	g.clients = s.share("clients", 0)
+	s.done()
+	p.groups = append(p.groups, g)
+	p.nodes += g.size()
+	if g.role != simulation.RoleSybil {
+		p.started += g.size()
+	}
+	if g.role == rolePeer {
+		p.peers += g.size()
+	}
+}
+
+// checkGroups checks what no group can know alone.
+func (p *plan) checkGroups(top section) {
+	if p.nodes > maxNodes {
+		top.wrong("nodes", "%d nodes are more than %d", p.nodes, maxNodes)
+		return
+	}
+	seen := map[string]bool{}
+	for i, s := range top.subs("nodes") {
+		g := p.groups[i]
+		for _, name := range g.names() {
+			if seen[name] {
+				s.wrong("name", "two nodes are named %q", name)
+				break
+			}
+			seen[name] = true
+		}
+		if p.regions == nil && g.regions != nil {
+			s.wrong("region", "the network has no regions; [network] matrix gives it some")
+			continue
+		}
+		for _, region := range g.regions {
+			if !slices.Contains(p.regions, region) {
+				s.wrong("region", "the network has no region %q; it has %v", region, p.regions)
+			}
+		}
+	}
+}
+
+func (p *plan) readNode(s section) {
+	p.start = s.duration("start", 100*time.Millisecond, 0)
+	p.config.Conns = s.count("conns", 0, 1, maxNodes)
+	p.config.Entries = s.count("entries", 0, 1, maxNodes)
+	p.config.Refresh = s.duration("refresh", 0, time.Second)
+	if s.choice("store", "memory", "badger") == "badger" {
+		p.config.Store = simulation.Badger
+	}
+	s.done()
+}
+
+func (p *plan) readNetwork(s section, folder string) {
+	p.config.Loss = s.share("loss", 0)
+	p.config.Noise = s.flag("noise", false)
+	jitter := s.latency("jitter", 0)
+	switch s.one("latency", "matrix", "trace") {
+	case "matrix":
+		m := p.readMatrix(s, folder)
+		m.Jitter, m.Spread = jitter, s.share("spread", 0.2)
+		p.config.Topology, p.regions = m, m.Regions
+	case "trace":
+		if trace := readTrace(s, folder); trace != nil {
+			p.config.Topology = shaky{trace, jitter}
+		}
+	default:
+		r := s.durations("latency", [2]time.Duration{10 * time.Millisecond, 90 * time.Millisecond}, 0)
+		if r[1] > maxLatency {
+			s.wrong("latency", "%v is more than %v", r[1], maxLatency)
+		}
+		p.config.Topology = network.Uniform(r[0], r[1], jitter)
+	}
+	s.done()
+}
+
+// internet is the name of the matrix that the program brings along.
+const internet = "internet"
+
+func (p *plan) readMatrix(s section, folder string) network.Matrix {
+	name := s.text("matrix")
+	if name == internet {
+		return internetMatrix()
+	}
+	f, err := os.Open(beside(folder, name))
+	if err != nil {
+		s.wrong("matrix", "%v", err)
+		return network.Matrix{}
+	}
+	defer f.Close()
+	m, err := network.ParseMatrix(f)
+	if err != nil {
+		s.wrong("matrix", "%s: %v", name, err)
+	}
+	return m
+}
+
+func readTrace(s section, folder string) network.Topology {
+	name := s.text("trace")
+	f, err := os.Open(beside(folder, name))
+	if err != nil {
+		s.wrong("trace", "%v", err)
+		return nil
+	}
+	defer f.Close()
+	topology, err := network.ParseTrace(f)
+	if err != nil {
+		s.wrong("trace", "%s: %v", name, err)
+		return nil
+	}
+	return topology
+}
+
+// beside returns the path of a file that a scenario in folder names.
+func beside(folder, name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(folder, name)
+}
+
+// A shaky topology is another one with jitter on every link.
+type shaky struct {
+	network.Topology
+	jitter time.Duration
+}
+
+// Link implements [network.Topology].
+func (t shaky) Link(seed uint64, a, b network.Site) network.Link {
+	l := t.Topology.Link(seed, a, b)
+	l.Jitter += t.jitter
+	return l
+}
+
+func (p *plan) readFriends(s section) {
+	s.need("degree")
+	p.friends = s.number("degree", 0, 1, maxNodes)
+	s.done()
+	if p.friends > float64(p.peers-1) {
+		s.wrong("degree", "%g friends are more than %d people can have", p.friends, p.peers)
+	}
+}
+
+// window reads when something begins and ends, within the scenario.
+func (p *plan) window(s section) (from, until time.Duration) {
+	from = s.duration("from", 0, 0)
+	until = s.duration("until", p.duration, 0)
+	switch {
+	case until > p.duration:
+		s.wrong("until", "%v is after the end of the scenario at %v", until, p.duration)
+	case from >= until:
+		s.wrong("from", "%v is not before the end at %v", from, until)
+	}
+	return from, until
+}
+
+func (p *plan) readChat(s section) {
+	s.need("pause")
+	c := &chat{pause: s.duration("pause", time.Minute, time.Millisecond)}
+	c.size = s.counts("size", [2]int{20, 400}, 1, protocol.MaxText)
+	c.from, c.until = p.window(s)
+	s.done()
+	if p.friends == 0 {
+		s.problem(s.table.at, "[chat] needs [friends]: nobody has anybody to write to")
+	}
+	p.chat = c
+}
+
+func (p *plan) readChurn(s section) {
+	s.need("share", "up", "down")
+	c := &churn{share: s.share("share", 0), crash: s.share("crash", 0)}
+	c.up = s.duration("up", time.Hour, time.Second)
+	c.down = s.duration("down", time.Hour, time.Second)
+	c.from, c.until = p.window(s)
+	s.done()
+	p.churn = c
+}
+
+// Kinds of faults.
+const (
+	faultPartition = "partition"
+	faultLoss      = "loss"
+	faultCrash     = "crash"
+	faultLink      = "link"
+)
+
+func (p *plan) readFault(s section) {
+	s.need("kind", "at")
+	f := fault{kind: s.choice("kind", faultPartition, faultLoss, faultCrash, faultLink)}
+	if !s.has("kind") {
+		return
+	}
+	f.at = s.duration("at", p.ready(), 0)
+	f.every = s.duration("every", 0, time.Millisecond)
+	f.until = s.duration("until", p.duration, 0)
+	f.last = s.duration("for", f.until-f.at, time.Millisecond)
+	if f.every > 0 {
+		s.need("for")
+	}
+	s.name += " of kind " + f.kind
+	s.keys[s.name] = slices.Clone(s.keys["[[fault]]"])
+	switch f.kind {
+	case faultPartition:
+		if s.one("groups", "share") == "" {
+			s.problem(s.table.at, "a partition needs \"groups\" or \"share\"")
+		}
+		if s.has("groups") {
+			f.groups = s.count("groups", 2, 2, maxNodes)
+		}
+		f.share = s.share("share", 0)
+	case faultLoss:
+		s.need("share")
+		f.share = s.share("share", 0)
+	case faultCrash:
+		f.nodes = p.victims(s)
+		f.boundary = s.counts("boundary", [2]int{}, 1, 1_000_000)
+		if f.boundary[1] > 0 && p.config.Store != simulation.Memory {
+			s.wrong("boundary", "crashes at write boundaries need [node] store = \"memory\"")
+		}
+	case faultLink:
+		f.nodes = p.victims(s)
+		s.need("latency")
+		f.link = network.Link{
+			Latency: s.latency("latency", 0), Jitter: s.latency("jitter", 0), Loss: s.share("loss", 0),
+		}
+	}
+	s.done()
+	p.checkFault(s, f)
+	p.faults = append(p.faults, f)
+}
+
+// victims reads how many of the people a fault hits.
+func (p *plan) victims(s section) int {
+	if s.one("nodes", "share") == "share" {
+		return int(s.share("share", 0)*float64(p.peers) + 0.5)
+	}
+	return s.count("nodes", 1, 1, maxNodes)
+}
+
+// checkFault checks that a fault fits into the scenario and to those before it.
+func (p *plan) checkFault(s section, f fault) {
+	if f.nodes > p.peers {
+		s.wrong("nodes", "%d are more than the %d people", f.nodes, p.peers)
+	}
+	switch {
+	case f.at < p.ready():
+		s.wrong("at", "%v is before all %d nodes have been started, which takes %v", f.at, p.started, p.ready())
+	case f.until > p.duration:
+		s.wrong("until", "%v is after the end of the scenario at %v", f.until, p.duration)
+	case f.at >= f.until:
+		s.wrong("at", "%v is not before the end at %v", f.at, f.until)
+	case f.at+f.last > f.until:
+		s.wrong("for", "the fault lasts until %v, after the end at %v", f.at+f.last, f.until)
+	case f.every > 0 && (f.until-f.at)/f.every > maxFaults:
+		s.wrong("every", "the fault would occur more than %d times", maxFaults)
+	case f.every > 0 && f.every < f.last:
+		s.wrong("every", "the fault lasts %v, and would begin again before it is over", f.last)
+	default:
+		if f.kind == faultPartition || f.kind == faultLoss {
+			p.checkOverlap(s, f)
+		}
+	}
+}
+
+// checkOverlap refuses two faults that would take each other's place.
+func (p *plan) checkOverlap(s section, f fault) {
+	for _, other := range p.faults {
+		if other.kind != f.kind {
+			continue
+		}
+		ours, theirs := f.times(), other.times()
+		for len(ours) > 0 && len(theirs) > 0 {
+			t, u := ours[0], theirs[0]
+			switch {
+			case t+f.last <= u:
+				ours = ours[1:]
+			case u+other.last <= t:
+				theirs = theirs[1:]
+			default:
+				s.wrong("at", "a %s is under way already at %v", f.kind, max(t, u))
+				return
+			}
+		}
+	}
+}
