@@ -44,6 +44,27 @@ func TestCloseTellsWhoWaits(t *testing.T) {
 	}
 }
 
+// Done tells that a part failed, to any number of askers, and Close says which.
+func TestDoneWhenAPartFails(t *testing.T) {
+	w := newWorld(t)
+	a := w.person("Ada")
+	select {
+	case <-a.Done():
+		t.Fatal("done while all is well")
+	default:
+	}
+	if err := a.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		<-a.Done()
+	}
+	if err := a.Close(); !errors.Is(err, store.ErrClosed) {
+		t.Errorf("closing a node that failed: %v", err)
+	}
+	a.Node = nil
+}
+
 // Close ends everything that runs, in the middle of whatever it is.
 func TestCloseJoinsEverything(t *testing.T) {
 	w := newWorld(t)

@@ -73,6 +73,7 @@ type Node struct {
 
 	stop    context.CancelFunc
 	group   *errgroup.Group
+	done    <-chan struct{} // of the group's context: a part failed, or Close was called
 	removed []func() // stream handlers
 	close   sync.Once
 	closed  error
@@ -137,6 +138,7 @@ func (n *Node) run() {
 	ctx, stop := context.WithCancel(context.Background())
 	n.stop = stop
 	n.group, ctx = errgroup.WithContext(ctx)
+	n.done = ctx.Done()
 	n.removed = append(n.removed,
 		stream.Handle(n.host, protocol.StreamMessage, stream.Limits{Known: n.known}, n.serveMessages),
 		stream.Handle(n.host, protocol.StreamPreKey, stream.Limits{PeerRate: 20, Rate: 200, Known: n.known}, n.servePreKey),
@@ -166,15 +168,8 @@ func (n *Node) run() {
 }
 
 // Done is closed when a part of the node failed and the node is of no more use:
-// call Close for the reason.
-func (n *Node) Done() <-chan struct{} {
-	done := make(chan struct{})
-	go func() { // ends with the group, which Close ends
-		n.group.Wait() //nolint:errcheck // Close returns it
-		close(done)
-	}()
-	return done
-}
+// call Close for the reason. Close closes it too.
+func (n *Node) Done() <-chan struct{} { return n.done }
 
 // Close ends the node and all it runs, and closes the store. It may be called
 // again.
