@@ -159,8 +159,7 @@ type Self struct {
 	TransportSeed []byte                 `protobuf:"bytes,4,opt,name=transport_seed,json=transportSeed,proto3" json:"transport_seed,omitempty"`
 	LookupSecret  []byte                 `protobuf:"bytes,5,opt,name=lookup_secret,json=lookupSecret,proto3" json:"lookup_secret,omitempty"`
 	Name          string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
-	Manifest      []byte                 `protobuf:"bytes,7,opt,name=manifest,proto3" json:"manifest,omitempty"`                     // wire.Signed
-	RecordSeq     uint64                 `protobuf:"varint,8,opt,name=record_seq,json=recordSeq,proto3" json:"record_seq,omitempty"` // last seq used in a record
+	Manifest      []byte                 `protobuf:"bytes,7,opt,name=manifest,proto3" json:"manifest,omitempty"` // wire.Signed
 	Created       int64                  `protobuf:"varint,9,opt,name=created,proto3" json:"created,omitempty"`
 	Generation    uint64                 `protobuf:"varint,10,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -244,13 +243,6 @@ func (x *Self) GetManifest() []byte {
 		return x.Manifest
 	}
 	return nil
-}
-
-func (x *Self) GetRecordSeq() uint64 {
-	if x != nil {
-		return x.RecordSeq
-	}
-	return 0
 }
 
 func (x *Self) GetCreated() int64 {
@@ -1036,7 +1028,6 @@ type Outgoing struct {
 	Expires       int64                  `protobuf:"varint,9,opt,name=expires,proto3" json:"expires,omitempty"`
 	Control       bool                   `protobuf:"varint,10,opt,name=control,proto3" json:"control,omitempty"` // no history row: receipts, news
 	Dropped       uint32                 `protobuf:"varint,11,opt,name=dropped,proto3" json:"dropped,omitempty"` // times the peer answered DROPPED to this envelope
-	Errored       bool                   `protobuf:"varint,12,opt,name=errored,proto3" json:"errored,omitempty"` // a decryption error for this envelope was acted on
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1146,13 +1137,6 @@ func (x *Outgoing) GetDropped() uint32 {
 		return x.Dropped
 	}
 	return 0
-}
-
-func (x *Outgoing) GetErrored() bool {
-	if x != nil {
-		return x.Errored
-	}
-	return false
 }
 
 // Unacknowledged is the send log: envelope hash → outgoing.
@@ -1688,7 +1672,7 @@ var File_rows_proto protoreflect.FileDescriptor
 const file_rows_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"rows.proto\x12\x11starling.store.v1\"\xbc\x02\n" +
+	"rows.proto\x12\x11starling.store.v1\"\xa3\x02\n" +
 	"\x04Self\x12%\n" +
 	"\x0eaccount_secret\x18\x01 \x01(\fR\raccountSecret\x12\x1f\n" +
 	"\vdevice_seed\x18\x02 \x01(\fR\n" +
@@ -1697,14 +1681,12 @@ const file_rows_proto_rawDesc = "" +
 	"\x0etransport_seed\x18\x04 \x01(\fR\rtransportSeed\x12#\n" +
 	"\rlookup_secret\x18\x05 \x01(\fR\flookupSecret\x12\x12\n" +
 	"\x04name\x18\x06 \x01(\tR\x04name\x12\x1a\n" +
-	"\bmanifest\x18\a \x01(\fR\bmanifest\x12\x1d\n" +
-	"\n" +
-	"record_seq\x18\b \x01(\x04R\trecordSeq\x12\x18\n" +
+	"\bmanifest\x18\a \x01(\fR\bmanifest\x12\x18\n" +
 	"\acreated\x18\t \x01(\x03R\acreated\x12\x1e\n" +
 	"\n" +
 	"generation\x18\n" +
 	" \x01(\x04R\n" +
-	"generation\"\x82\x01\n" +
+	"generationJ\x04\b\b\x10\t\"\x82\x01\n" +
 	"\x06PreKey\x12\x1f\n" +
 	"\vx25519_seed\x18\x01 \x01(\fR\n" +
 	"x25519Seed\x12\x19\n" +
@@ -1788,7 +1770,7 @@ const file_rows_proto_rawDesc = "" +
 	"\aexpires\x18\x05 \x01(\x03R\aexpires\x12\x18\n" +
 	"\arevoked\x18\x06 \x01(\bR\arevoked\x12\x17\n" +
 	"\aused_by\x18\a \x01(\fR\x06usedBy\x12\x12\n" +
-	"\x04link\x18\b \x01(\tR\x04link\"\xae\x02\n" +
+	"\x04link\x18\b \x01(\tR\x04link\"\x9a\x02\n" +
 	"\bOutgoing\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\x12\x1a\n" +
@@ -1801,8 +1783,7 @@ const file_rows_proto_rawDesc = "" +
 	"\aexpires\x18\t \x01(\x03R\aexpires\x12\x18\n" +
 	"\acontrol\x18\n" +
 	" \x01(\bR\acontrol\x12\x18\n" +
-	"\adropped\x18\v \x01(\rR\adropped\x12\x18\n" +
-	"\aerrored\x18\f \x01(\bR\aerrored\"@\n" +
+	"\adropped\x18\v \x01(\rR\adroppedJ\x04\b\f\x10\r\"@\n" +
 	"\x0eUnacknowledged\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x14\n" +
 	"\x05order\x18\x02 \x01(\x04R\x05order\"\xd4\x02\n" +
