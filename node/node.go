@@ -74,7 +74,7 @@ type Node struct {
 	stop    context.CancelFunc
 	group   *errgroup.Group
 	done    <-chan struct{} // of the group's context: a part failed, or Close was called
-	removed []func() // stream handlers
+	removed []func()        // stream handlers
 	close   sync.Once
 	closed  error
 }
