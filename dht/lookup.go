@@ -6,6 +6,7 @@ import (
 	"time"
 
 	kaddht "github.com/libp2p/go-libp2p-kad-dht"
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"starling/dht/record"
 	"starling/protocol/identity"
@@ -39,6 +40,9 @@ type best struct {
 	body  record.Body
 	found bool
 	stale bool // a genuine record was refused because it is below highest
+
+	asked []peer.ID // by explore
+	hops  int       // of its longest path
 }
 
 // offer considers one record from wherever.
@@ -70,8 +74,8 @@ func (b *best) result() (record.Body, error) {
 // version the caller has ever seen from a. It asks for today's two replicas,
 // and, only if neither is there, for yesterday's, and within an hour before
 // midnight for tomorrow's. Once a record is there, it waits 2 s for a better
-// one. The error is [ErrNotFound], [ErrStale], [ErrNoPeers], [ErrClosed], or
-// ctx's.
+// one. If none is, it asks for today's once more along other ways. The error is
+// [ErrNotFound], [ErrStale], [ErrNoPeers], [ErrClosed], or ctx's.
 func (d *DHT) Lookup(ctx context.Context, a identity.Account, l identity.LookupSecret, highest record.Version) (record.Body, error) {
 	ctx, end, err := d.begin(ctx)
 	if err != nil {
@@ -88,8 +92,11 @@ func (d *DHT) Lookup(ctx context.Context, a identity.Account, l identity.LookupS
 	watched, unwatch := g.watch(ctx)
 	body, err := d.find(watched, &b)
 	unwatch()
+	for _, p := range b.asked {
+		g.asked[p] = true
+	}
 	d.cfg.OnLookup(Report{
-		Account: a, Took: time.Since(began), Hops: g.deep, Asked: len(g.asked), Found: err == nil, Stale: b.stale, Version: body.Version(),
+		Account: a, Took: time.Since(began), Hops: max(g.deep, b.hops), Asked: len(g.asked), Found: err == nil, Stale: b.stale, Version: body.Version(),
 	})
 	return body, err
 }
@@ -107,6 +114,12 @@ func (d *DHT) find(ctx context.Context, b *best) (record.Body, error) {
 			break
 		}
 		if err := ctx.Err(); err != nil {
+			return record.Body{}, err
+		}
+	}
+	if !b.found {
+		d.explore(ctx, keysOf(b.account, b.lookup, today), b)
+		if err := ctx.Err(); err != nil && !b.found {
 			return record.Body{}, err
 		}
 	}
