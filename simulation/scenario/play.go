@@ -63,16 +63,23 @@ func (a *actor) crash() {
 	}
 }
 
+// play plays the plan.
+func (p *plan) play(w *simulation.World) error { return p.cast(w).play() }
+
+// cast gives the parts of the plan to the nodes of a world.
+func (p *plan) cast(w *simulation.World) *cast {
+	c := &cast{plan: p, w: w, people: nodesOf(w, p.people())}
+	for _, n := range c.people {
+		c.actors = append(c.actors, &actor{Node: n, turn: make(chan struct{}, 1)})
+	}
+	return c
+}
+
 // play plays the plan: everybody starts and meets; then all that the file says
 // happens, each at its time; then everything is mended, and what was accepted
 // has to arrive.
-func (p *plan) play(w *simulation.World) error {
-	c := &cast{plan: p, w: w}
-	for _, name := range p.people() {
-		n := w.Node(name)
-		c.people = append(c.people, n)
-		c.actors = append(c.actors, &actor{Node: n, turn: make(chan struct{}, 1)})
-	}
+func (c *cast) play() error {
+	p, w := c.plan, c.w
 	if err := w.StartAll(p.start); err != nil {
 		return err
 	}

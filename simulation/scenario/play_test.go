@@ -1,7 +1,13 @@
 package scenario
 
 import (
+	"errors"
+	"fmt"
+	"slices"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"starling/simulation"
 )
@@ -47,5 +53,165 @@ func TestHelloHolds(t *testing.T) {
 	}
 	if r.Manifest.Outcome != "held" || len(r.Faults) != 0 {
 		t.Errorf("outcome %s, faults %v", r.Manifest.Outcome, r.Faults)
+	}
+}
+
+// Every kind of fault happens when the file says, is over when it says, and
+// nothing is lost.
+func TestFaultsAreSuffered(t *testing.T) {
+	s, err := read("trouble", "trouble.toml", "", `about = "x"
+duration = "2m"
+[[nodes]]
+name = "p"
+count = 6
+skew = ["-1m", "1m"]
+[friends]
+degree = 3
+[chat]
+pause = "10s"
+[churn]
+share = 0.34
+up = "30s"
+down = "10s"
+crash = 0.5
+[[fault]]
+kind = "loss"
+share = 0.2
+at = "10s"
+for = "20s"
+[[fault]]
+kind = "partition"
+groups = 2
+at = "15s"
+for = "25s"
+every = "50s"
+[[fault]]
+kind = "crash"
+nodes = 2
+at = "20s"
+for = "10s"
+[[fault]]
+kind = "crash"
+share = 0.5
+boundary = [1, 3]
+at = "40s"
+for = "30s"
+[[fault]]
+kind = "link"
+latency = "1s"
+loss = 0.1
+at = "50s"
+for = "30s"
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := run(t, s, 1, nil)
+	if accepted, shown := delivered(r); accepted < 20 || shown != accepted {
+		t.Errorf("%d messages were accepted, and %d shown", accepted, shown)
+	}
+	var spans []string
+	crashes := 0
+	for _, f := range r.Faults {
+		switch f.Kind {
+		case "loss", "partition":
+			spans = append(spans, fmt.Sprintf("%s %v-%v", f.Kind, f.From, f.To))
+		case "crash":
+			crashes++
+			if f.To < 0 || f.To > 2*time.Minute {
+				t.Errorf("%s was down from %v to %v", f.What, f.From, f.To)
+			}
+		}
+	}
+	want := []string{"loss 10s-30s", "partition 15s-40s", "partition 1m5s-1m30s"}
+	if d := cmp.Diff(want, spans); d != "" {
+		t.Error(d)
+	}
+	if crashes < 3 {
+		t.Errorf("%d nodes crashed", crashes)
+	}
+	if i := slices.IndexFunc(r.Metrics, func(m simulation.Metric) bool { return m.Name == "texts_unsent" }); i < 0 {
+		t.Error("it is not reported how many texts nobody accepted")
+	}
+}
+
+// An actor who fails ends the play with the reason.
+func TestFailureEndsThePlay(t *testing.T) {
+	s, err := read("x", "x.toml", "", base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, _, err := s.Build(1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader := s.reader()
+	p := reader.read(s.root, "")
+	bad := errors.New("bad")
+	_, err = simulation.Run(cfg, func(w *simulation.World) error {
+		c := p.cast(w)
+		w.At(time.Minute, func() { c.fail(bad) })
+		err := c.play()
+		if w.Now() > 2*time.Minute {
+			t.Errorf("the play went on until %v", w.Now())
+		}
+		return err
+	})
+	if !errors.Is(err, bad) {
+		t.Errorf("the run ended with %v", err)
+	}
+}
+
+// Attacks are played against those whom the file names, and report.
+func TestAttacksArePlayed(t *testing.T) {
+	s, err := read("attacks", "attacks.toml", "", `about = "x"
+duration = "5m"
+[[nodes]]
+name = "ada"
+[[nodes]]
+name = "p"
+count = 4
+[[nodes]]
+name = "sybil"
+count = 3
+role = "sybil"
+[[nodes]]
+name = "spammer"
+count = 2
+role = "spammer"
+[churn]
+share = 1
+up = "1m"
+down = "10s"
+[eclipse]
+target = "ada"
+readers = 2
+at = "1m"
+lie = "nothing"
+rounds = 1
+away = "2m"
+back = "30s"
+[flood]
+victim = "p1"
+friends = 2
+at = "1m"
+calm = "20s"
+for = "20s"
+insider = true
+pace = "5s"
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := run(t, s, 1, nil)
+	for _, name := range []string{"eclipse_lookup_success", "flood_requests_listed"} {
+		if !slices.ContainsFunc(r.Metrics, func(m simulation.Metric) bool { return m.Name == name }) {
+			t.Errorf("%s is not reported; there are %v", name, r.Metrics)
+		}
+	}
+	for _, n := range r.Nodes {
+		if want := map[string]int{"p1": 1, "ada": 3, "sybil1": 1, "spammer1": 1}[n.Name]; want > 0 && n.Starts != want {
+			t.Errorf("%s was started %d times, want %d", n.Name, n.Starts, want)
+		}
 	}
 }
