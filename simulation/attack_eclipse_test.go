@@ -31,8 +31,8 @@ func metric(t *testing.T, r *Result, name string) float64 {
 }
 
 // read plays a short reading of an attacked target and reports.
-func read(w *World, e *Eclipsed, readers []*Node) error {
-	if err := e.Read(Reading{Readers: readers, Rounds: 2, Away: 5 * time.Minute, Back: 2 * time.Minute}); err != nil {
+func read(w *World, e *Eclipsed, rounds int, readers ...*Node) error {
+	if err := e.Read(Reading{Readers: readers, Rounds: rounds, Away: 3 * time.Minute, Back: 2 * time.Minute}); err != nil {
 		return err
 	}
 	w.Settle()
@@ -45,7 +45,7 @@ func TestEclipseOfOneReplicaTakesNothingAway(t *testing.T) {
 	for _, tt := range []struct {
 		lie           Lie
 		peers, sybils int
-	}{{LieOld, 20, 10}, {LieNothing, 8, 6}, {LieGarbage, 8, 6}} {
+	}{{LieOld, 20, 10}, {LieGarbage, 8, 6}} {
 		t.Run(tt.lie.String(), func(t *testing.T) {
 			if testing.Short() && tt.peers > 8 {
 				t.Skip("starts thirty nodes")
@@ -58,7 +58,7 @@ func TestEclipseOfOneReplicaTakesNothingAway(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				return read(w, e, w.Nodes()[6:8])
+				return read(w, e, 2, w.Node("peer-6"), w.Node("peer-7"))
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -85,9 +85,9 @@ func TestEclipseOfOneReplicaTakesNothingAway(t *testing.T) {
 // The attack is real: sybils around both records, before the target was heard
 // of anywhere, make it impossible to find.
 func TestEclipseOfBothReplicasSucceeds(t *testing.T) {
-	const peers, sybils = 8, 44
+	const peers, sybils = 6, 44
 	r, err := Run(crowd(1, peers, sybils), func(w *World) error {
-		target := w.Node("peer-7")
+		target := w.Node("peer-5")
 		w.Partition([]*Node{target})
 		if err := w.StartAll(100 * time.Millisecond); err != nil {
 			return err
@@ -102,14 +102,14 @@ func TestEclipseOfBothReplicasSucceeds(t *testing.T) {
 		}
 		w.Heal()
 		w.Sleep(2 * time.Minute)
-		return read(w, e, w.Nodes()[:2])
+		return read(w, e, 1, w.Node("peer-0"))
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	lookups, success := metric(t, r, "eclipse_lookups"), metric(t, r, "eclipse_lookup_success")
 	t.Logf("%g lookups, %g %% succeeded, %v", lookups, success, time.Duration(r.Manifest.CPU))
-	if lookups < 10 || success > 50 {
+	if lookups < 4 || success > 50 {
 		t.Errorf("%g %% of %g lookups succeeded in spite of it", success, lookups)
 	}
 }
