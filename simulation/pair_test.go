@@ -50,12 +50,20 @@ var (
 	pairParts = flag.Int("pairparts", 1, "internal: into how many parts they are divided")
 )
 
-// regressions are seeds that found something, or nearly did. They are played
-// before all others.
+// regressions are seeds that found something, or that come close to it. They
+// are played before all others. What a seed means changes with this file: look
+// for others then, with the same story in their traces.
 var regressions = []struct {
 	seed uint64
 	what string
-}{}
+}{
+	{193, "a rollback that nobody noticed: spent positions are dropped three times, and the sender suspects its session"},
+	{292, "after a rollback neither side opens what the other sends, and both renew"},
+	{312, "two rollbacks, one of which takes a one-time key that is being used"},
+	{1077, "a read receipt is on the line when the disk that wrote it is replaced by an old copy"},
+	{1880, "two rollbacks within the hour: the second error may be acted on an hour after the first, and not earlier"},
+	{4885, "an acknowledgement is on the line when the disk that holds the text is replaced by an old copy"},
+}
 
 // promise is how long after the line has healed an accepted text may still be
 // on its way. A peer can make a party renew its sessions once an hour (SPEC
@@ -247,7 +255,7 @@ type pair struct {
 type line struct {
 	lose   int           // percent of requests, and of answers
 	repeat int           // percent of calls of which a copy arrives as well
-	stale  int           // percent of answers that are those to an earlier call
+	stale  int           // percent of deliveries that are lost, and answered with what answers an earlier one
 	slow   int           // percent of legs that take longer than anybody waits
 	delay  time.Duration // of most legs, at most
 }
@@ -736,7 +744,7 @@ func (l *life) mint() (b bundles, err error) {
 func (c courier) Deliver(ctx context.Context, _ identity.Account, envelopes [][]byte) ([]*wire.Outcome, error) {
 	p := c.l.p
 	w := p.w
-	sent := len(envelopes)
+	sent, before := len(envelopes), w.old(p)
 	if w.plant == plantGhost {
 		if e := c.l.invent(); e != nil {
 			envelopes = append([][]byte{e}, envelopes...)
@@ -744,18 +752,16 @@ func (c courier) Deliver(ctx context.Context, _ identity.Account, envelopes [][]
 	}
 	w.log("%s delivers %d", p.who.name, sent)
 	outcomes, err := call(ctx, p, false, func(l *life, f fate) ([]*wire.Outcome, error) {
+		if old := w.old(p); f.stale && old != nil {
+			return old, nil
+		}
 		outcomes, err := l.receiveAll(envelopes)
 		if err != nil {
 			return nil, err
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if f.stale && p.before != nil {
-			w.count.Stale++
-			outcomes, p.before = p.before, outcomes
-		} else {
-			p.before = outcomes
-		}
+		p.before = outcomes
 		return outcomes, nil
 	})
 	if err != nil {
@@ -764,10 +770,20 @@ func (c courier) Deliver(ctx context.Context, _ identity.Account, envelopes [][]
 	}
 	outcomes = outcomes[len(outcomes)-min(len(outcomes), sent):]
 	w.log("%s is answered %s", p.who.name, brief(outcomes))
+	if slices.Equal(outcomes, before) {
+		w.counted(&w.count.Stale)
+	}
 	if len(outcomes) != sent || w.plant == plantMute {
 		return nil, errLine
 	}
 	return outcomes, nil
+}
+
+// old returns the answers to an earlier delivery of p, nil if there are none.
+func (w *pair) old(p *party) []*wire.Outcome {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return p.before
 }
 
 // invent seals a text that nobody wrote.
@@ -1627,10 +1643,10 @@ func playAll(t *testing.T) {
 	took := time.Since(began)
 	t.Logf("%d seeds in %v, %v a seed and processor: %+v", sum.Seeds, took.Round(time.Millisecond),
 		(took * time.Duration(parts) / time.Duration(max(1, sum.Seeds))).Round(time.Microsecond), sum)
-	if t.Failed() || seeds < 300 {
+	if t.Failed() || seeds < 3000 {
 		return
 	}
-	// Seeds that do not go through it prove nothing about it.
+	// Seeds that do not go through it prove nothing about it. Some of it is rare.
 	for i, n := range sum.fields() {
 		if *n == 0 {
 			t.Errorf("count %d of %+v is zero", i, sum)
