@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/transport"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/upgrader"
+	"github.com/libp2p/go-libp2p/p2p/security/insecure"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -31,7 +32,7 @@ func (p *Port) Options() []libp2p.Option {
 	p.net.mu.Lock()
 	power := p.power
 	p.net.mu.Unlock()
-	security := libp2p.NoSecurity
+	security := libp2p.Security(insecure.ID, newPlain)
 	if p.net.cfg.Noise {
 		security = libp2p.Security(noise.ID, noise.New)
 	}
