@@ -206,6 +206,12 @@ var house = []folder{
 		"it patches the toolchain, whatever is built with it",
 	},
 	{
+		"simulation/exact/probe", false,
+		[]string{"simulation/bubble", "simulation/exact"},
+		nil,
+		"it is what the tests build to see that exact programs repeat, and nothing else",
+	},
+	{
 		"simulation/network", false,
 		nil, nil,
 		"the simulated network carries bytes, and knows no node",

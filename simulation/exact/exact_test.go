@@ -156,8 +156,8 @@ func TestStarted(t *testing.T) {
 	}
 }
 
-// selftest runs the program and returns what it prints.
-func selftest(t *testing.T, program string, seed int) string {
+// probe runs the program and returns what it prints.
+func probe(t *testing.T, program string, seed int) string {
 	t.Helper()
 	out, err := command(exec.CommandContext(t.Context(), program, strconv.Itoa(seed)))
 	if err != nil {
@@ -185,30 +185,30 @@ func TestExactProgramsRepeatThemselves(t *testing.T) {
 	}
 	dir := t.TempDir()
 	program, ordinary := filepath.Join(dir, "exact"), filepath.Join(dir, "ordinary")
-	if err := Build(t.Context(), program, "./selftest"); err != nil {
+	if err := Build(t.Context(), program, "./probe"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := command(exec.CommandContext(t.Context(), "go", "build", "-o", ordinary, "./selftest")); err != nil {
+	if _, err := command(exec.CommandContext(t.Context(), "go", "build", "-o", ordinary, "./probe")); err != nil {
 		t.Fatal(err)
 	}
-	want := selftest(t, program, 1)
+	want := probe(t, program, 1)
 	for range 10 {
-		if got := selftest(t, program, 1); got != want {
+		if got := probe(t, program, 1); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	}
 	rest := busy()
 	for range 10 {
-		if got := selftest(t, program, 1); got != want {
+		if got := probe(t, program, 1); got != want {
 			t.Errorf("on a busy machine: got %s, want %s", got, want)
 		}
 	}
 	rest()
 	t.Setenv("LONG", strings.Repeat("x", 5000))
-	if got := selftest(t, program, 1); got != want {
+	if got := probe(t, program, 1); got != want {
 		t.Errorf("in another environment: got %s, want %s", got, want)
 	}
-	if selftest(t, program, 2) == want {
+	if probe(t, program, 2) == want {
 		t.Error("another seed gives the same")
 	}
 	stuck := exec.CommandContext(t.Context(), program, "0")
@@ -217,9 +217,9 @@ func TestExactProgramsRepeatThemselves(t *testing.T) {
 		t.Errorf("when virtual time stops: %v", err)
 	}
 	// What the test above sees as equal is not so by itself.
-	first, differs := selftest(t, ordinary, 1), false
+	first, differs := probe(t, ordinary, 1), false
 	for range 10 {
-		differs = differs || selftest(t, ordinary, 1) != first
+		differs = differs || probe(t, ordinary, 1) != first
 	}
 	if !differs {
 		t.Error("an ordinary program repeats itself, too")

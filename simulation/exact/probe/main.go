@@ -1,8 +1,8 @@
-// Command selftest does, in one bubble, a little of everything that differs
+// Command probe does, in one bubble, a little of everything that differs
 // from run to run in an ordinary program, and prints a hash of what happened.
 // The tests of simulation/exact build and run it.
 //
-//	selftest SEED
+//	probe SEED
 //
 // SEED 0 stops virtual time instead.
 package main
@@ -34,7 +34,7 @@ func main() {
 
 func run() error {
 	if len(os.Args) != 2 {
-		return fmt.Errorf("usage: selftest SEED")
+		return fmt.Errorf("usage: probe SEED")
 	}
 	seed, err := strconv.ParseUint(os.Args[1], 10, 64)
 	if err != nil {
