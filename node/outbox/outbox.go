@@ -45,6 +45,7 @@ const (
 	maxBackoff  = 300 * time.Second // the ceiling of the k-th pause is 2^k s, and this
 	heldPause   = 10 * time.Minute  // between half of it and all of it, while the recipient has not accepted
 	softPause   = 5 * time.Second   // a new content does not cause an attempt sooner after the last one
+	softHeld    = time.Minute       // likewise while held: each attempt carries again what was held before
 	sweepEvery  = time.Hour         // expiry of contents whose peer has no worker
 	suspectAt   = 3                 // answers DROPPED to one envelope before its session is suspected
 	sealBytes   = 256 << 10         // padded contents sealed in one transaction, which holds them twice

@@ -599,6 +599,24 @@ func TestHeld(t *testing.T) {
 	})
 }
 
+// Who writes on to somebody who has not accepted must not send all of it again
+// with every line.
+func TestHeldIsNotRepeatedForEveryLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 5)
+		defer b.close()
+		b.n.answer = func(string) *wire.Outcome { return &wire.Outcome{Status: wire.Status_STATUS_HELD} }
+		b.run()
+		for i := range 120 {
+			b.send(bob, fmt.Sprint("line ", i))
+			time.Sleep(5 * time.Second)
+		}
+		if n := b.n.tries(); n < 2 || n > 11 {
+			t.Errorf("%d attempts in ten minutes, want at most one a minute", n)
+		}
+	})
+}
+
 // While a contact is paused nothing is sealed and nothing leaves.
 func TestPaused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

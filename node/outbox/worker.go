@@ -190,7 +190,7 @@ func (o *Outbox) work(ctx context.Context, peer identity.Account, w *worker) {
 			return
 		}
 		now, last := o.cfg.Now(), time.Now()
-		pause := time.Duration(0)
+		pause, soft := time.Duration(0), softPause
 		switch v {
 		case idle:
 			if o.retire(peer, w, false) {
@@ -213,7 +213,7 @@ func (o *Outbox) work(ctx context.Context, peer identity.Account, w *worker) {
 			}
 			pause = o.backoff(failures)
 		case held:
-			pause = heldPause/2 + o.jitter(heldPause/2)
+			pause, soft = heldPause/2+o.jitter(heldPause/2), softHeld
 		case failed:
 			pause = o.backoff(failures)
 		}
@@ -225,16 +225,17 @@ func (o *Outbox) work(ctx context.Context, peer identity.Account, w *worker) {
 		if err != nil {
 			o.cfg.Log.Debug("contents not delivered", "peer", peer.Short(), "failures", failures, "err", err)
 		}
-		if o.pause(ctx, w, last, pause) {
+		if o.pause(ctx, w, last, pause, soft) {
 			failures = 0
 		}
 	}
 }
 
-// pause waits for d after last, by package time, or less if the worker is kicked: the result says whether.
-// A content that was just enqueued ends the pause only softPause after the
-// last attempt, so that many of them do not make many attempts.
-func (o *Outbox) pause(ctx context.Context, w *worker, last time.Time, d time.Duration) (kicked bool) {
+// pause waits for d after last, by package time, or less if the worker is
+// kicked: the result says whether. A content that was just enqueued ends the
+// pause only soft after the last attempt, so that many of them do not make many
+// attempts.
+func (o *Outbox) pause(ctx context.Context, w *worker, last time.Time, d, soft time.Duration) (kicked bool) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	for {
@@ -243,7 +244,7 @@ func (o *Outbox) pause(ctx context.Context, w *worker, last time.Time, d time.Du
 			if at {
 				return true
 			}
-			timer.Reset(max(0, min(time.Until(last.Add(d)), time.Until(last.Add(softPause)))))
+			timer.Reset(max(0, min(time.Until(last.Add(d)), time.Until(last.Add(soft)))))
 		case <-timer.C:
 			return false
 		case <-ctx.Done():
