@@ -324,12 +324,16 @@ func (n *Node) learnEndpoints(tx *store.Tx, c *store.Contact, es []identity.Endp
 // sighted commits where a contact's transport key listens now, so that a
 // restart finds it without help, and sends what waits for them.
 func (n *Node) sighted(e event.EvtPeerIdentificationCompleted) {
+	accounts := n.routes.accounts(e.Peer)
+	if len(accounts) == 0 {
+		return // most peers are nobody we know
+	}
 	t, ok := transportOf(e.Peer)
 	if !ok {
 		return
 	}
 	addrs := addrsNow(e)
-	for _, a := range n.routes.accounts(e.Peer) {
+	for _, a := range accounts {
 		if err := n.keepAddrs(a, t, addrs); err != nil {
 			n.log.Warn("keeping the address of a contact", "err", err)
 			continue

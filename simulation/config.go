@@ -61,6 +61,10 @@ type Config struct {
 	// must not wait for anything in the bubble. Default: nobody does.
 	Sink func(Event)
 
+	// Packets receives every chunk that is written to the network, when it is
+	// written. Like Sink it must not wait. Default: nobody does.
+	Packets func(at time.Duration, c network.Chunk)
+
 	// Progress is told about once a second of real time how far the run is. An
 	// exact run tells nobody, since that would change it. Default: nobody is.
 	Progress func(Usage)

@@ -18,8 +18,9 @@ import (
 
 // A recorder keeps what a run leaves.
 type recorder struct {
-	epoch time.Time
-	sink  func(Event)
+	epoch   time.Time
+	sink    func(Event)
+	packets func(time.Duration, network.Chunk) // or nil
 
 	mu      sync.Mutex // guards what follows; never held across a wait
 	trace   hash.Hash  // of everything that happened, in order; nil once it is closed
@@ -57,6 +58,9 @@ func (r *recorder) chunk(c network.Chunk) {
 	binary.BigEndian.PutUint64(b[16:], uint64(c.Arrival.UnixNano()))
 	binary.BigEndian.PutUint64(b[24:], uint64(c.Size))
 	r.trace.Write(b[:])
+	if r.packets != nil {
+		r.packets(time.Since(r.epoch), c)
+	}
 }
 
 // closeTrace returns the hash of what happened so far, and ends it.
@@ -130,9 +134,6 @@ type tally struct {
 }
 
 var _ metrics.Reporter = (*meter)(nil)
-
-// transport is what a meter counts the bytes under that no stream accounts for.
-const transport protocol.ID = "transport"
 
 func newMeter() *meter { return &meter{protocols: map[protocol.ID]*tally{}} }
 

@@ -114,7 +114,7 @@ type Lookup struct {
 // Traffic is what one node sent and received over one protocol.
 type Traffic struct {
 	Node     int    // index of Nodes
-	Protocol string // libp2p protocol ID; "transport" is what no stream accounts for
+	Protocol string // libp2p protocol ID
 	Sent     int64  // bytes
 	Received int64  // bytes
 }

@@ -118,7 +118,7 @@ func run(cfg Config, play func(*World) error, c *clocks) (*Result, error) {
 // newWorld makes the nodes of a world, and starts none.
 func newWorld(cfg Config) (*World, error) {
 	w := &World{cfg: cfg, byName: map[string]*Node{}, epoch: time.Now(), split: -1}
-	w.log = &recorder{epoch: w.epoch, sink: cfg.Sink, trace: sha256.New()}
+	w.log = &recorder{epoch: w.epoch, sink: cfg.Sink, packets: cfg.Packets, trace: sha256.New()}
 	w.oracle = newOracle(w)
 	w.ctx, w.end = context.WithCancelCause(context.Background())
 	var err error

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime/pprof"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 
 	"starling/simulation"
 	"starling/simulation/exact"
+	"starling/simulation/network"
 	"starling/simulation/report"
 )
 
@@ -25,6 +28,7 @@ type runFlags struct {
 	set     []string
 	out     string
 	exact   bool
+	packets string
 	profile string
 }
 
@@ -53,6 +57,7 @@ writes what there is.`,
 	c.Flags().StringArrayVar(&f.set, "set", nil, "set a parameter of the scenario: `K=V`; again for more")
 	c.Flags().StringVar(&f.out, "out", "", "`folder` for the results, new or empty (default results/SCENARIO-SEED)")
 	c.Flags().BoolVar(&f.exact, "exact", false, "refuse to run unless the run repeats bit for bit")
+	c.Flags().StringVar(&f.packets, "packets", "", "write everything that is sent into a CSV `file`")
 	c.Flags().StringVar(&f.profile, "cpuprofile", "", "write a CPU profile into a `file`")
 	return c
 }
@@ -95,6 +100,12 @@ func (a *app) run(ctx context.Context, name string, f runFlags) error {
 		}
 		defer stop()
 	}
+	finish := func() error { return nil }
+	if f.packets != "" {
+		if cfg.Packets, finish, err = packets(f.packets); err != nil {
+			return err
+		}
+	}
 	p := a.progress(s.Name())
 	cfg.Sink = func(e simulation.Event) {
 		_ = folder.Event(e) // Finish reports it again, and the run is worth going on
@@ -106,8 +117,7 @@ func (a *app) run(ctx context.Context, name string, f runFlags) error {
 	if r == nil {
 		return usage("%s", runErr)
 	}
-	err = folder.Finish(r)
-	if err != nil {
+	if err = errors.Join(folder.Finish(r), finish()); err != nil {
 		err = fail(exitError, "%s", err).try("What could be written is in %s.", dir)
 	}
 	a.result(dir, r)
@@ -198,6 +208,25 @@ func free(dir string) string {
 		}
 		name = fmt.Sprintf("%s-%d", dir, i)
 	}
+}
+
+// packets returns what writes a table of all that is sent, and what finishes it.
+func packets(name string) (write func(time.Duration, network.Chunk), finish func() error, err error) {
+	file, err := os.Create(name)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a table of packets: %w", err)
+	}
+	w := bufio.NewWriterSize(file, 1<<20)
+	fmt.Fprintln(w, "sent_s,from,to,arrival_unix_ns,bytes")
+	line := make([]byte, 0, 128) // used again, so that an exact run allocates what it does without a table
+	write = func(at time.Duration, c network.Chunk) {
+		line = strconv.AppendFloat(line[:0], at.Seconds(), 'f', 9, 64)
+		for _, n := range []int64{int64(c.From), int64(c.To), c.Arrival.UnixNano(), int64(c.Size)} {
+			line = strconv.AppendInt(append(line, ','), n, 10)
+		}
+		_, _ = w.Write(append(line, '\n')) // Flush reports it
+	}
+	return write, func() error { return errors.Join(w.Flush(), file.Close()) }, nil
 }
 
 // profile starts a CPU profile, outside of virtual time.

@@ -106,6 +106,7 @@ func Run(seed uint64, f func()) error {
 	if exact.Enabled() {
 		turn.Lock()
 		defer turn.Unlock()
+		exact.Level()
 	}
 	var (
 		wg    sync.WaitGroup
