@@ -55,7 +55,7 @@ func (d *DHT) Run(ctx context.Context) error {
 		kick:   d.rejoin,
 		joined: func() { wake(d.kick) },
 		missed: d.missed,
-		nudge:  func() { d.kad.Bootstrap(ctx) }, // looks at the connected peers anew, then for more
+		nudge:  func() { d.nudge(ctx) },
 		log:    d.log,
 		wanted: func() []peer.AddrInfo {
 			d.bootstrapMu.Lock()
@@ -84,6 +84,17 @@ func (d *DHT) missed() bool {
 		}
 	}
 	return false
+}
+
+// nudge has kad-dht look at the connected peers anew, and then for more.
+func (d *DHT) nudge(ctx context.Context) {
+	if d.cfg.Refresh >= 0 {
+		_ = d.kad.Bootstrap(ctx) // it never fails
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	_, _ = d.kad.GetClosestPeers(ctx, string(d.host.ID())) // whoever was found is in the table; the next attempt finds more
 }
 
 func (d *DHT) dial(ctx context.Context, p peer.AddrInfo) error {

@@ -87,6 +87,8 @@ func (w *world) Opened(o ratchet.Observation) {
 	}
 }
 
+func (w *world) Repeated() {}
+
 func (w *world) Refused(before, after [32]byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

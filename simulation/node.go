@@ -94,7 +94,7 @@ func (n *Node) Start() error {
 	cfg := node.Config{
 		Store: db, Name: n.spec.Name, Rand: n.rand, Now: n.Clock,
 		Listen: []string{n.port.Listen()}, Bootstrap: n.joins,
-		Conns: n.w.cfg.Conns, DHTRefresh: n.w.cfg.Refresh, DHT: node.DHTServer,
+		Conns: n.w.cfg.Conns, DHTTable: n.w.cfg.Table, DHTRefresh: n.w.cfg.Refresh, DHT: node.DHTServer,
 		Observe: n.eyes, OnLookup: n.lookedUp,
 		Transports: append(n.port.Options(), libp2p.BandwidthReporter(n.meter)),
 		NoMDNS:     true, NoPortMap: true, NoAutoNAT: true, NoHolePunch: true, NoRelayClient: true, NoAddressDiscovery: true,

@@ -292,6 +292,7 @@ type unseen struct{}
 
 func (unseen) Sealed(ratchet.Observation) {}
 func (unseen) Opened(ratchet.Observation) {}
+func (unseen) Repeated()                  {}
 func (unseen) Refused(_, _ [32]byte)      {}
 
 func TestTextThatNobodySentIsForged(t *testing.T) {

@@ -374,6 +374,8 @@ func (e eye) Opened(o ratchet.Observation) {
 }
 
 // Refused implements session.Observer.
+func (e eye) Repeated() {}
+
 func (e eye) Refused(before, after [32]byte) {
 	w := e.p.w
 	w.mu.Lock()

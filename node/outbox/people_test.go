@@ -57,6 +57,7 @@ func (l *line) Sealed(o ratchet.Observation) {
 }
 
 func (l *line) Opened(ratchet.Observation) {}
+func (l *line) Repeated()                  {}
 func (l *line) Refused(_, _ [32]byte)      {}
 
 // A wired is the courier from one person to another.

@@ -21,8 +21,11 @@ type Observer interface {
 	// Sealed is told of every message sealed.
 	Sealed(ratchet.Observation)
 	// Opened is told of every message opened: what Sealed was told of it at its
-	// sender. Bytes that were opened before are answered, not opened.
+	// sender. Bytes that were opened before are [Observer.Repeated].
 	Opened(ratchet.Observation)
+	// Repeated is told of every envelope that was opened before: its answer was
+	// lost, or a second copy came another way.
+	Repeated()
 	// Refused is told of every envelope that had no effect: it did not open, or
 	// the transaction that opened it was discarded. Before and after are
 	// [Manager.Digest] around it; they are equal unless there is a bug. The
@@ -35,6 +38,7 @@ type blind struct{}
 
 func (blind) Sealed(ratchet.Observation) {}
 func (blind) Opened(ratchet.Observation) {}
+func (blind) Repeated()                  {}
 func (blind) Refused(_, _ [32]byte)      {}
 
 // Digest returns a hash of the session that an envelope names, of its row and

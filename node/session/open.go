@@ -63,6 +63,9 @@ func (m *Manager) Open(tx *store.Tx, now time.Time, from *identity.Account, b []
 	}
 	hash := envelope.HashOf(b)
 	if err := answered(tx, now, hash); err != nil {
+		if _, again := errors.AsType[*Duplicate](err); again {
+			m.cfg.Observe.Repeated()
+		}
 		return Opened{}, err
 	}
 	e, err := envelope.Parse(b)

@@ -59,6 +59,8 @@ func (w *world) Opened(o ratchet.Observation) {
 }
 
 // Refused is for the node to call.
+func (w *world) Repeated() {}
+
 func (w *world) Refused(_, _ [32]byte) {}
 
 // A person is one account on one device.

@@ -223,6 +223,7 @@ func (p *plan) checkGroups(top section) {
 func (p *plan) readNode(s section) {
 	p.start = s.duration("start", 100*time.Millisecond, 0)
 	p.config.Conns = s.count("conns", 0, 1, maxNodes)
+	p.config.Table = s.count("table", 0, 1, maxNodes)
 	p.config.Entries = s.count("entries", 0, 1, maxNodes)
 	p.config.Refresh = s.duration("refresh", 0, time.Second)
 	if s.choice("store", "memory", "badger") == "badger" {
