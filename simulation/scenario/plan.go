@@ -225,7 +225,11 @@ func (p *plan) readNode(s section) {
 	p.config.Conns = s.count("conns", 0, 1, maxNodes)
 	p.config.Table = s.count("table", 0, 1, maxNodes)
 	p.config.Entries = s.count("entries", 0, 1, maxNodes)
-	p.config.Refresh = s.duration("refresh", 0, time.Second)
+	if it := s.known("refresh"); it != nil && it.value == "never" {
+		p.config.Refresh = -1
+	} else {
+		p.config.Refresh = s.duration("refresh", 0, time.Second)
+	}
 	if s.choice("store", "memory", "badger") == "badger" {
 		p.config.Store = simulation.Badger
 	}
