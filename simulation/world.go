@@ -27,6 +27,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -169,8 +170,16 @@ func (w *World) Partition(groups ...[]*Node) {
 	w.mu.Lock()
 	w.split = len(w.faults)
 	w.mu.Unlock()
-	w.begin("partition", fmt.Sprintf("groups of %v", sizes))
-	w.log.add(Event{Type: "partition", Text: fmt.Sprint(sizes)})
+	what := fmt.Sprintf("groups of %v", sizes)
+	for _, g := range groups {
+		names := make([]string, len(g))
+		for i, n := range g {
+			names[i] = n.spec.Name
+		}
+		what += "; apart: " + strings.Join(names, " ")
+	}
+	w.begin("partition", what)
+	w.log.add(Event{Type: "partition", Text: what})
 }
 
 // Heal ends a partition. Without one it does nothing.
@@ -211,6 +220,18 @@ func (w *World) SetLoss(p float64) (end func()) {
 		w.net.SetLoss(w.cfg.Loss)
 		w.ended(i)
 		w.log.add(Event{Type: "loss", Text: fmt.Sprint(w.cfg.Loss)})
+	}
+}
+
+// Fault notes that something bad of the scenario's own lasts until the returned
+// function is called, such as links that are worse than they should be.
+func (w *World) Fault(kind, what string) (end func()) {
+	w.alive()
+	i := w.begin(kind, what)
+	w.log.add(Event{Type: "fault", Text: kind + ": " + what})
+	return func() {
+		w.ended(i)
+		w.log.add(Event{Type: "mended", Text: kind + ": " + what})
 	}
 }
 
