@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,16 +19,11 @@ func (a *app) compareCmd() *cobra.Command {
 		Args:  named("the first folder", "the second folder…"),
 		RunE: func(_ *cobra.Command, dirs []string) error {
 			if page != "" {
-				w, err := os.Create(page)
-				if err != nil {
+				var b bytes.Buffer // whole, so that a mistake costs nobody an older file
+				if err := report.CompareHTML(&b, dirs...); err != nil {
 					return err
 				}
-				if err := report.CompareHTML(w, dirs...); err != nil {
-					w.Close()
-					os.Remove(page)
-					return err
-				}
-				if err := w.Close(); err != nil {
+				if err := os.WriteFile(page, b.Bytes(), 0o644); err != nil {
 					return err
 				}
 			}

@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/libp2p/go-libp2p/gologshim"
 	"github.com/spf13/cobra"
@@ -111,11 +112,22 @@ func (a *app) report(ctx context.Context, err error) int {
 		}{f.code, f.msg, f.hint})
 		return f.code
 	}
-	fmt.Fprintf(a.err, "starling-sim: %s\n", f.msg)
+	fmt.Fprintf(a.err, "starling-sim: %s\n", plain(f.msg))
 	if f.hint != "" {
-		fmt.Fprintln(a.err, f.hint)
+		fmt.Fprintln(a.err, plain(f.hint))
 	}
 	return f.code
+}
+
+// plain replaces what a terminal would obey: scenario files and results may be
+// somebody else's, and name nodes as they like.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return '·'
+	}, s)
 }
 
 // print writes v as one line of JSON.

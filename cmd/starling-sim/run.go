@@ -110,7 +110,10 @@ func (a *app) run(ctx context.Context, name string, f runFlags) error {
 	cfg.Sink = func(e simulation.Event) {
 		_ = folder.Event(e) // Finish reports it again, and the run is worth going on
 	}
-	cfg.Progress = p.show
+	cfg.Progress = func(u simulation.Usage) {
+		p.show(u)
+		_ = folder.Flush() // for somebody who looks meanwhile; likewise
+	}
 	cfg.Interrupted = func() bool { return ctx.Err() != nil }
 	r, runErr := simulation.Run(cfg, play)
 	p.end()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,7 +87,7 @@ func (a *app) sweep(ctx context.Context, name string, f sweepFlags) error {
 	if err := os.MkdirAll(filepath.Join(out, "runs"), 0o755); err != nil {
 		return err
 	}
-	failed, err := a.runAll(ctx, name, jobs, f.jobs)
+	failed, err := a.runAll(ctx, s, name, jobs, f.jobs)
 	if err != nil {
 		return err
 	}
@@ -136,9 +137,16 @@ func plan(s *scenario.Scenario, f sweepFlags) ([]job, error) {
 		if _, twice := settings[0][k]; twice {
 			return nil, usage("parameter %s is there twice", k)
 		}
+		list := strings.Split(values, ",")
+		if sorted := slices.Sorted(slices.Values(list)); len(slices.Compact(sorted)) < len(list) {
+			return nil, usage("--vary %s has a value twice", v) // two runs in one folder
+		}
+		if n := len(settings) * len(list); n > maxRuns {
+			return nil, usage("that would be %d runs or more, and %d are the most", n, maxRuns)
+		}
 		var next []map[string]string
 		for _, old := range settings {
-			for _, value := range strings.Split(values, ",") {
+			for _, value := range list {
 				m := map[string]string{k: value}
 				for k, v := range old {
 					m[k] = v
@@ -198,7 +206,7 @@ func shardOf(s string) (part, parts int, err error) {
 // runAll runs every job that has no results yet, some at once, each in a
 // process of its own: a run uses one processor, and one that fails takes no
 // other along. It returns what failed.
-func (a *app) runAll(ctx context.Context, name string, jobs []job, atOnce int) (failed []string, err error) {
+func (a *app) runAll(ctx context.Context, s *scenario.Scenario, name string, jobs []job, atOnce int) (failed []string, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -212,6 +220,9 @@ func (a *app) runAll(ctx context.Context, name string, jobs []job, atOnce int) (
 		}
 		g.Go(func() error {
 			if run, err := report.ReadRun(j.dir); err == nil && run.Manifest.Outcome != "interrupted" {
+				if run.Manifest.Source != s.Source() {
+					return fail(exitError, "%s holds a run of another version of %s", j.dir, name).try("Choose another folder with --out.")
+				}
 				if run.Manifest.Outcome != "held" {
 					results[i] = run.Manifest.Repeat
 				}
@@ -221,7 +232,9 @@ func (a *app) runAll(ctx context.Context, name string, jobs []job, atOnce int) (
 				return err
 			}
 			results[i] = a.runOne(ctx, self, name, j)
-			fmt.Fprintf(a.err, "%s: %s\n", filepath.Base(j.dir), orDone(results[i]))
+			if ctx.Err() == nil {
+				fmt.Fprintf(a.err, "%s: %s\n", filepath.Base(j.dir), orDone(results[i]))
+			}
 			return nil
 		})
 	}
@@ -250,7 +263,7 @@ func (a *app) runOne(ctx context.Context, self, name string, j job) string {
 	c.Stderr = &errs
 	if err := c.Run(); err != nil && ctx.Err() == nil {
 		lines := strings.Split(strings.TrimSpace(errs.String()), "\n")
-		return lines[len(lines)-1]
+		return cmp.Or(lines[len(lines)-1], err.Error()) // who was killed says nothing
 	}
 	return ""
 }
