@@ -150,9 +150,13 @@ func writePage(w io.Writer, r *simulation.Result, figures []figure) error {
 	return templates.ExecuteTemplate(w, "run.html", p)
 }
 
-// Headline says in one sentence what happened.
+// Headline says in one sentence what happened, for a terminal.
 func Headline(r *simulation.Result) string {
-	return strings.ReplaceAll(headline(r, digestOf(r)), nbsp, " ")
+	lines := strings.Split(strings.ReplaceAll(headline(r, digestOf(r)), nbsp, " "), "\n") // a stack has several
+	for i, line := range lines {
+		lines[i] = visible(strings.ReplaceAll(line, "\t", "    "))
+	}
+	return strings.Join(lines, "\n")
 }
 
 func headline(r *simulation.Result, d digest) string {

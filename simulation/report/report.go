@@ -294,9 +294,31 @@ func Load(dir string) (*simulation.Result, error) {
 	return r, nil
 }
 
+// maxManifest is the most that is read of a manifest, in bytes: it holds a
+// scenario file, of 1 MiB at most, six times as long in JSON at worst.
+const maxManifest = 16 << 20
+
+// openFile opens a file of a results folder, which may be somebody else's: no
+// pipe that nobody writes to, and no link that leads out of it.
+func openFile(path string) (*os.File, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	return os.Open(path)
+}
+
 func readManifest(dir string) (manifest, error) {
 	var m manifest
-	b, err := os.ReadFile(filepath.Join(dir, manifestFile))
+	file, err := openFile(filepath.Join(dir, manifestFile))
+	if err != nil {
+		return m, fmt.Errorf("report: reading a results folder: %w", err)
+	}
+	defer file.Close()
+	b, err := io.ReadAll(io.LimitReader(file, maxManifest))
 	if err != nil {
 		return m, fmt.Errorf("report: reading a results folder: %w", err)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -177,7 +176,7 @@ func writeTable[T any](w *writer, t table[T], rows []T) {
 
 func readTable[T any](dir string, t table[T]) ([]T, error) {
 	path := filepath.Join(dir, t.name)
-	file, err := os.Open(path)
+	file, err := openFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("report: reading a table: %w", err)
 	}
