@@ -60,11 +60,11 @@ func Merge(dst string, src ...string) error {
 // and the memory that it took, which no second run repeats.
 func equal(a, b string) (bool, error) {
 	for _, name := range []string{manifestFile, metricsTable.name, messagesTable.name} {
-		x, err := os.ReadFile(filepath.Join(a, name))
+		x, err := readFile(filepath.Join(a, name))
 		if err != nil {
 			return false, fmt.Errorf("report: comparing results: %w", err)
 		}
-		y, err := os.ReadFile(filepath.Join(b, name))
+		y, err := readFile(filepath.Join(b, name))
 		if err != nil {
 			return false, fmt.Errorf("report: comparing results: %w", err)
 		}

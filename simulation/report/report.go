@@ -311,6 +311,15 @@ func openFile(path string) (*os.File, error) {
 	return os.Open(path)
 }
 
+func readFile(path string) ([]byte, error) {
+	file, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(file)
+}
+
 func readManifest(dir string) (manifest, error) {
 	var m manifest
 	file, err := openFile(filepath.Join(dir, manifestFile))
