@@ -12,3 +12,13 @@ func TestHeadlineDoesNotSteerTheTerminal(t *testing.T) {
 		t.Errorf("%q", s)
 	}
 }
+
+// A run that did not wait for its messages does not know that none was lost.
+func TestHeadlineClaimsNothingOfWhatIsOnItsWay(t *testing.T) {
+	r := small()
+	r.Violation, r.Manifest.Outcome = nil, "held"
+	r.Messages[0].Shown, r.Messages[0].Confirmed = -1, -1
+	if s := Headline(r); strings.Contains(s, "lost") || !strings.Contains(s, "still on the way at the end; nothing was shown twice") {
+		t.Errorf("%q", s)
+	}
+}

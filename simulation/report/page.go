@@ -184,8 +184,8 @@ func headline(r *simulation.Result, d digest) string {
 	} else if len(d.delivery) == 1 {
 		s += fmt.Sprintf(", after %s", span(d.delivery[0]))
 	}
-	if n := len(d.pending); n > 0 {
-		s += fmt.Sprintf("; %s still on the way at the end", integer(n))
+	if n := len(d.pending); n > 0 { // lost or late, nobody has waited to see
+		return s + fmt.Sprintf("; %s still on the way at the end; nothing was shown twice or out of order.", integer(n))
 	}
 	return s + "; nothing was lost, shown twice or out of order."
 }
