@@ -270,7 +270,7 @@ func (w *World) result(simulated time.Duration, hash string) *Result {
 	r.Sightings = w.sightings()
 	r.Manifest = Manifest{
 		Scenario: w.cfg.Scenario, Source: w.cfg.Source, Seed: w.cfg.Seed, Params: w.cfg.Params, Nodes: len(w.nodes),
-		Store: w.cfg.Store.String(), Security: "plain", Exact: exact.Enabled(), Version: version(),
+		Store: w.cfg.Store.String(), Security: "plain", Exact: exact.Enabled(), Version: Version(),
 		Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, Epoch: w.cfg.Epoch, Simulated: Seconds(simulated),
 		Repeat: w.cfg.Repeat,
 	}
@@ -298,21 +298,19 @@ func (n *Node) traffic() []Traffic {
 	return list
 }
 
-// version returns what this program is, with the revision of its source if that
-// is known.
-func version() string {
-	v := protocol.Agent
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return v
-	}
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			v += " " + s.Value
-		case s.Key == "vcs.modified" && s.Value == "true":
-			v += ", changed"
+// Version returns what this program is: its name and the revision of its
+// source, which go build notes in a checkout.
+func Version() string {
+	revision, changed := "revision unknown", ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			switch {
+			case s.Key == "vcs.revision":
+				revision = s.Value
+			case s.Key == "vcs.modified" && s.Value == "true":
+				changed = ", changed since"
+			}
 		}
 	}
-	return v
+	return protocol.Agent + " " + revision + changed
 }

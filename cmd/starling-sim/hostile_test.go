@@ -66,7 +66,7 @@ func TestSweepRefusesRunsOfAnotherFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, said := inside(t, "sweep", file, "--seeds", "1..1", "--out", dir)
-	if code != exitError || !strings.Contains(said, "another version of") {
+	if code != exitUsage || !strings.Contains(said, "another state of its file") {
 		t.Errorf("exit code %d: %s", code, said)
 	}
 }

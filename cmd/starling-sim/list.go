@@ -2,11 +2,14 @@ package main
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
+	"starling/simulation"
+	"starling/simulation/exact"
 	"starling/simulation/scenario"
 )
 
@@ -84,6 +87,30 @@ func (a *app) showCmd() *cobra.Command {
 			}
 			fmt.Fprint(a.out, s.Source())
 			return nil
+		},
+	}
+}
+
+func (a *app) versionCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print what a citation needs of this program",
+		Args:  named(),
+		RunE: func(*cobra.Command, []string) error {
+			if a.json {
+				a.print(a.out, struct {
+					Version string `json:"version"`
+					Go      string `json:"go"`
+					Exact   bool   `json:"exact"`
+				}{simulation.Version(), runtime.Version(), exact.Enabled()})
+				return nil
+			}
+			build := "ordinary"
+			if exact.Enabled() {
+				build = "exact"
+			}
+			_, err := fmt.Fprintf(a.out, "%s, %s, %s build\n", simulation.Version(), runtime.Version(), build)
+			return err
 		},
 	}
 }

@@ -148,7 +148,10 @@ time, from a seed, and writes a report.
   starling-sim list                    which scenarios there are
   starling-sim run hello               run one; the last line is its report
   starling-sim show hello > mine.toml  take one as the beginning of your own
-  starling-sim sweep storm --seeds 1..10 --vary loss=0.1,0.3 --vary nodes=12,24`
+  starling-sim sweep storm --seeds 1..10 --vary loss=0.1,0.3 --vary nodes=12,24
+
+Exit codes: 0 done; 1 anything without a code of its own; 2 wrong flags,
+arguments or scenario; 6 a promise was not kept; 130 interrupted.`
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
@@ -168,7 +171,7 @@ func (a *app) root() *cobra.Command {
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", a.json, "print JSON, one object a line")
 	cobra.EnableCommandSorting = false
-	root.AddCommand(a.listCmd(), a.showCmd(), a.runCmd(), a.sweepCmd(), a.compareCmd(), a.mergeCmd(), a.exactCmd())
+	root.AddCommand(a.listCmd(), a.showCmd(), a.runCmd(), a.sweepCmd(), a.compareCmd(), a.mergeCmd(), a.exactCmd(), a.versionCmd())
 	return root
 }
 

@@ -155,14 +155,19 @@ func (a *app) result(dir string, r *simulation.Result) {
 }
 
 func (a *app) resultJSON(dir string, r *simulation.Result) {
-	metrics := map[string]float64{}
-	for _, m := range report.Summary(r) {
-		if !math.IsNaN(m.Value) { // none, for which JSON has no number
-			metrics[m.Name] = m.Value
+	m := r.Manifest
+	a.print(a.out, resultShape{m.Outcome, m.Error, dir, filepath.Join(dir, "report.html"), m.TraceHash, numbers(report.Summary(r))})
+}
+
+// numbers returns metrics by name.
+func numbers(list []simulation.Metric) map[string]float64 {
+	m := map[string]float64{}
+	for _, v := range list {
+		if !math.IsNaN(v.Value) { // none, for which JSON has no number
+			m[v.Name] = v.Value
 		}
 	}
-	m := r.Manifest
-	a.print(a.out, resultShape{m.Outcome, m.Error, dir, filepath.Join(dir, "report.html"), m.TraceHash, metrics})
+	return m
 }
 
 // pairs reads flags of the form K=V.

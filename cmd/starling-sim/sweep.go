@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,11 +13,13 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"starling/simulation"
+	"starling/simulation/exact"
 	"starling/simulation/report"
 	"starling/simulation/scenario"
 )
@@ -84,26 +85,38 @@ func (a *app) sweep(ctx context.Context, name string, f sweepFlags) error {
 		j := &jobs[i]
 		j.dir = filepath.Join(out, "runs", report.Name(simulation.Manifest{Scenario: s.Name(), Params: j.set, Seed: j.seed}))
 	}
+	if err := fits(out, s, jobs); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Join(out, "runs"), 0o755); err != nil {
 		return err
 	}
-	failed, err := a.runAll(ctx, s, name, jobs, f.jobs)
+	failed, err := a.runAll(ctx, name, jobs, f.jobs)
 	if err != nil {
 		return err
 	}
-	runs, err := report.Runs(filepath.Join(out, "runs"))
+	all, err := report.Runs(filepath.Join(out, "runs"))
+	runs := slices.DeleteFunc(all, func(r report.Run) bool { return r.Manifest.Outcome == "interrupted" })
+	if len(runs) == 0 && ctx.Err() != nil {
+		return fail(exitInterrupted, "interrupted before a run ended").try("Start it again with --out %s to go on.", quoted(out))
+	}
 	if len(runs) == 0 {
-		return errors.Join(err, fmt.Errorf("no run left results"))
+		return errors.Join(err, errors.New("no run left results"))
 	}
 	if err := errors.Join(err, report.Sweep(out, runs)); err != nil {
 		return err
+	}
+	if a.json {
+		for _, r := range runs {
+			a.print(a.out, runShapeOf(r))
+		}
 	}
 	if err := a.index(out); err != nil {
 		return err
 	}
 	switch {
 	case ctx.Err() != nil:
-		return fail(exitInterrupted, "interrupted; the page shows the %d runs that ended", len(runs)).
+		return fail(exitInterrupted, "interrupted; the page shows what had ended, %d of %d", len(runs), len(jobs)).
 			try("Start it again with --out %s to go on.", quoted(out))
 	case len(failed) > 0:
 		return fail(exitViolated, "%d of %d runs did not hold, the first: %s", len(failed), len(jobs), failed[0])
@@ -203,55 +216,114 @@ func shardOf(s string) (part, parts int, err error) {
 	return part, parts, nil
 }
 
+// fits returns why the results of a sweep do not belong into a folder that is
+// there already, or nil.
+func fits(out string, s *scenario.Scenario, jobs []job) error {
+	choose := func(format string, args ...any) error {
+		return usage(format, args...).try("Choose another folder with --out.")
+	}
+	if _, err := os.Stat(filepath.Join(out, "manifest.json")); err == nil {
+		return choose("%s holds the results of a run", out)
+	}
+	found, err := os.ReadDir(filepath.Join(out, "runs"))
+	if err != nil || len(jobs) == 0 {
+		return nil // there is nothing yet
+	}
+	for _, dir := range found {
+		run, err := report.ReadRun(filepath.Join(out, "runs", dir.Name()))
+		if err != nil {
+			continue // half a run: it is run again, or named at the end
+		}
+		m := run.Manifest
+		same := len(m.Params) == len(jobs[0].set)
+		for k := range jobs[0].set {
+			_, ok := m.Params[k]
+			same = same && ok
+		}
+		switch {
+		case m.Scenario != s.Name() || m.Source != s.Source():
+			return choose("%s holds runs of another scenario, or of another state of its file", out)
+		case m.Version != simulation.Version() || m.Go != runtime.Version() || m.Exact != exact.Enabled():
+			return choose("%s holds runs of another build of this program: %s, %s", out, m.Version, m.Go)
+		case !same:
+			return choose("%s holds runs in which other parameters were set", out)
+		}
+	}
+	return nil
+}
+
+// runShape is what sweep prints of a run under --json.
+type runShape struct {
+	Dir     string             `json:"dir"`
+	Seed    uint64             `json:"seed"`
+	Params  map[string]string  `json:"params"`
+	Outcome string             `json:"outcome"`
+	Metrics map[string]float64 `json:"metrics"`
+}
+
+func runShapeOf(r report.Run) runShape {
+	return runShape{r.Dir, r.Manifest.Seed, r.Manifest.Params, r.Manifest.Outcome, numbers(r.Metrics)}
+}
+
+// said returns in words how a run ended, and whether it held.
+func said(r report.Run) (outcome string, held bool) {
+	switch {
+	case r.Violation != nil:
+		return fmt.Sprintf("violated (%s) at %v: %s", r.Violation.Oracle, r.Violation.At.Round(time.Millisecond), r.Violation.What), false
+	case r.Manifest.Outcome == "failed":
+		return "failed: " + r.Manifest.Error, false
+	}
+	return r.Manifest.Outcome, r.Manifest.Outcome == "held"
+}
+
 // runAll runs every job that has no results yet, some at once, each in a
 // process of its own: a run uses one processor, and one that fails takes no
-// other along. It returns what failed.
-func (a *app) runAll(ctx context.Context, s *scenario.Scenario, name string, jobs []job, atOnce int) (failed []string, err error) {
+// other along. It returns which did not hold, and how.
+func (a *app) runAll(ctx context.Context, name string, jobs []job, atOnce int) (failed []string, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	results := make([]string, len(jobs))
+	before := 0
 	var g errgroup.Group
 	g.SetLimit(atOnce)
 	for i, j := range jobs {
 		if ctx.Err() != nil {
 			break
 		}
+		if run, err := report.ReadRun(j.dir); err == nil && run.Manifest.Outcome != "interrupted" {
+			before++ // of an earlier start of this sweep
+			if outcome, held := said(run); !held {
+				results[i] = filepath.Base(j.dir) + ": " + outcome
+			}
+			continue
+		}
 		g.Go(func() error {
-			if run, err := report.ReadRun(j.dir); err == nil && run.Manifest.Outcome != "interrupted" {
-				if run.Manifest.Source != s.Source() {
-					return fail(exitError, "%s holds a run of another version of %s", j.dir, name).try("Choose another folder with --out.")
-				}
-				if run.Manifest.Outcome != "held" {
-					results[i] = run.Manifest.Repeat
-				}
-				return nil // of an earlier start of this sweep
+			if ctx.Err() != nil {
+				return nil
 			}
 			if err := os.RemoveAll(j.dir); err != nil { // half a run
 				return err
 			}
-			results[i] = a.runOne(ctx, self, name, j)
-			if ctx.Err() == nil {
-				fmt.Fprintf(a.err, "%s: %s\n", filepath.Base(j.dir), orDone(results[i]))
+			outcome, held := a.runOne(ctx, self, name, j)
+			fmt.Fprintf(a.err, "%s: %s\n", filepath.Base(j.dir), outcome)
+			if !held {
+				results[i] = filepath.Base(j.dir) + ": " + outcome
 			}
 			return nil
 		})
 	}
 	err = g.Wait()
+	if before > 0 {
+		fmt.Fprintf(a.err, "%d of %d runs were there already\n", before, len(jobs))
+	}
 	return slices.DeleteFunc(results, func(s string) bool { return s == "" }), err
 }
 
-func orDone(s string) string {
-	if s == "" {
-		return "held"
-	}
-	return s
-}
-
-// runOne runs one job in a process of its own. It returns what went wrong, or
-// nothing.
-func (a *app) runOne(ctx context.Context, self, name string, j job) string {
+// runOne runs one job in a process of its own, and returns in words how it
+// ended.
+func (a *app) runOne(ctx context.Context, self, name string, j job) (outcome string, held bool) {
 	args := []string{"run", name, "--seed", strconv.FormatUint(j.seed, 10), "--out", j.dir}
 	for k, v := range j.set {
 		args = append(args, "--set", k+"="+v)
@@ -259,11 +331,15 @@ func (a *app) runOne(ctx context.Context, self, name string, j job) string {
 	c := exec.CommandContext(ctx, self, args...)
 	c.Env = append(os.Environ(), "GOMAXPROCS=1")
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) } // it writes what there is
+	c.WaitDelay = time.Minute
 	var errs bytes.Buffer
 	c.Stderr = &errs
-	if err := c.Run(); err != nil && ctx.Err() == nil {
-		lines := strings.Split(strings.TrimSpace(errs.String()), "\n")
-		return cmp.Or(lines[len(lines)-1], err.Error()) // who was killed says nothing
+	err := c.Run()
+	if run, readErr := report.ReadRun(j.dir); readErr == nil {
+		return said(run)
 	}
-	return ""
+	if ctx.Err() != nil {
+		return "interrupted", false
+	}
+	return fmt.Sprintf("left no results (%v): %s", err, strings.TrimSpace(errs.String())), false
 }
