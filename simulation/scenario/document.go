@@ -21,7 +21,7 @@ type table struct {
 }
 
 // An item is a key of a [table] and its value: a string, an int64, a float64, a
-// bool, a *table, a []*table, or a []any of the first four. Anything else no
+// bool, a *table, a []*table, or a []any of the first four or of lists. Anything else no
 // scenario uses.
 type item struct {
 	at    position // of the key

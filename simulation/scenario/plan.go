@@ -81,6 +81,7 @@ type fault struct {
 	until    time.Duration // of repetitions: all are over by then
 	share    float64       // partition, loss
 	groups   int           // partition; 0: share of the nodes against the others
+	parts    [][]string    // partition: names of nodes; nil: drawn
 	nodes    int           // crash, link
 	boundary [2]int        // crash; 0: at once
 	link     network.Link
@@ -265,7 +266,7 @@ const internet = "internet"
 func (p *plan) readMatrix(s section, folder string) network.Matrix {
 	name := s.text("matrix")
 	if name == internet {
-		return internetMatrix()
+		return Internet()
 	}
 	f, err := os.Open(beside(folder, name))
 	if err != nil {
@@ -386,13 +387,21 @@ func (p *plan) readFault(s section) {
 	s.keys[s.name] = slices.Clone(s.keys["[[fault]]"])
 	switch f.kind {
 	case faultPartition:
-		if s.one("groups", "share") == "" {
-			s.problem(s.table.at, "a partition needs \"groups\" or \"share\"")
-		}
-		if s.has("groups") {
+		switch s.one("groups", "share", "between", "by") {
+		case "":
+			s.problem(s.table.at, "a partition needs \"groups\", \"share\", \"between\" or \"by\"")
+		case "groups":
 			f.groups = s.count("groups", 2, 2, maxNodes)
+		case "share":
+			f.share = s.share("share", 0)
+		case "between":
+			f.parts = p.readParts(s)
+		case "by":
+			s.choice("by", "region")
+			if f.parts = p.byRegion(); len(f.parts) < 2 {
+				s.wrong("by", "all nodes are in one region, or in none")
+			}
 		}
-		f.share = s.share("share", 0)
 	case faultLoss:
 		s.need("share")
 		f.share = s.share("share", 0)
@@ -412,6 +421,80 @@ func (p *plan) readFault(s section) {
 	s.done()
 	p.checkFault(s, f)
 	p.faults = append(p.faults, f)
+}
+
+// readParts reads the parts of a partition, each of groups and nodes.
+func (p *plan) readParts(s section) [][]string {
+	const key = "between"
+	list, ok := s.known(key).value.([]any)
+	if !ok {
+		s.wrong(key, "%s is not a list of parts, such as [[\"ada\", \"bo\"], [\"cy\"]]", shown(s.known(key).value))
+		return nil
+	}
+	var parts [][]string
+	seen := map[string]bool{}
+	for _, v := range list {
+		var part []string
+		for _, word := range s.wordsOf(key, v) {
+			names := p.named(word)
+			if names == nil {
+				s.wrong(key, "there is no node and no group %q", word)
+			}
+			for _, name := range names {
+				if seen[name] {
+					s.wrong(key, "%s is there twice", name)
+				}
+				seen[name] = true
+				part = append(part, name)
+			}
+		}
+		if len(part) > 0 {
+			parts = append(parts, part)
+		}
+	}
+	if len(parts) == 0 || len(parts) == 1 && len(seen) == p.nodes {
+		s.wrong(key, "there is nobody on the other side")
+	}
+	return parts
+}
+
+// named returns the names of the nodes of a group, or of one node.
+func (p *plan) named(word string) []string {
+	for _, g := range p.groups {
+		names := g.names()
+		if g.name == word {
+			return names
+		}
+		if slices.Contains(names, word) {
+			return []string{word}
+		}
+	}
+	return nil
+}
+
+// byRegion returns the names of the nodes of each region that has some.
+func (p *plan) byRegion() [][]string {
+	parts := make([][]string, len(p.regions))
+	for _, g := range p.groups {
+		for i, name := range g.names() {
+			if k := slices.Index(p.regions, p.region(g, i)); k >= 0 {
+				parts[k] = append(parts[k], name)
+			}
+		}
+	}
+	return slices.DeleteFunc(parts, func(part []string) bool { return part == nil })
+}
+
+// region returns where a node of a group stands, or nothing.
+func (p *plan) region(g group, i int) string {
+	regions := g.regions
+	if regions == nil {
+		regions = p.regions
+	}
+	if len(regions) == 0 {
+		return ""
+	}
+	return regions[i%len(regions)]
 }
 
 // victims reads how many of the people a fault hits.

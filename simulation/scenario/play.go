@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -113,7 +114,10 @@ func (c *cast) play() error {
 		w.Settle()
 	}
 	if p.chat != nil {
-		w.Report(simulation.Metric{Name: "texts_unsent", Value: float64(c.unsent.Load()), Unit: "texts"})
+		w.Report(simulation.Metric{
+			Name: "texts_unsent", Value: float64(c.unsent.Load()), Unit: "texts",
+			Goal: "never accepted: the writer's node was down, or did not know the friend yet",
+		})
 	}
 	return c.failure()
 }
@@ -311,8 +315,16 @@ func (c *cast) suffer(name string, f fault) {
 	}
 }
 
-// sides draws the groups of a partition. Everybody is in one, attackers too.
+// sides returns the parts of a partition, and draws those that have no names.
+// What is drawn has everybody in it, attackers too.
 func (c *cast) sides(r *rand.Rand, f fault) [][]*simulation.Node {
+	if f.parts != nil {
+		sides := make([][]*simulation.Node, len(f.parts))
+		for i, names := range f.parts {
+			sides[i] = nodesOf(c.w, names)
+		}
+		return sides
+	}
 	nodes := c.w.Nodes()
 	r.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
 	if f.groups == 0 {
@@ -363,7 +375,15 @@ func (c *cast) degrade(r *rand.Rand, f fault) {
 			}
 		}
 	}
+	k := len(victims)
+	names := make([]string, k)
+	for i, v := range victims {
+		names[i] = v.Name()
+	}
+	end := c.w.Fault(faultLink, fmt.Sprintf("%d links of %s: latency %v, jitter %v, loss %g %%",
+		k*(len(c.w.Nodes())-1)-k*(k-1)/2, strings.Join(names, " "), f.link.Latency, f.link.Jitter, 100*f.link.Loss))
 	each(func(a, b *simulation.Node) { c.w.SetLink(a, b, &f.link) })
 	c.w.Sleep(f.last)
 	each(func(a, b *simulation.Node) { c.w.SetLink(a, b, nil) })
+	end()
 }

@@ -3,7 +3,9 @@ package scenario
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -114,6 +116,11 @@ for = "30s"
 	crashes := 0
 	for _, f := range r.Faults {
 		switch f.Kind {
+		case "link":
+			if want := regexp.MustCompile(`^5 links of p\d: latency 1s, jitter 0s, loss 10 %$`); !want.MatchString(f.What) {
+				t.Errorf("a fault is %q, want %s", f.What, want)
+			}
+			fallthrough
 		case "loss", "partition":
 			spans = append(spans, fmt.Sprintf("%s %v-%v", f.Kind, f.From, f.To))
 		case "crash":
@@ -123,15 +130,59 @@ for = "30s"
 			}
 		}
 	}
-	want := []string{"loss 10s-30s", "partition 15s-40s", "partition 1m5s-1m30s"}
+	want := []string{"loss 10s-30s", "partition 15s-40s", "link 50s-1m20s", "partition 1m5s-1m30s"}
 	if d := cmp.Diff(want, spans); d != "" {
 		t.Error(d)
 	}
 	if crashes < 3 {
 		t.Errorf("%d nodes crashed", crashes)
 	}
-	if i := slices.IndexFunc(r.Metrics, func(m simulation.Metric) bool { return m.Name == "texts_unsent" }); i < 0 {
-		t.Error("it is not reported how many texts nobody accepted")
+	if i := slices.IndexFunc(r.Metrics, func(m simulation.Metric) bool { return m.Name == "texts_unsent" }); i < 0 || !strings.HasPrefix(r.Metrics[i].Goal, "never accepted: ") {
+		t.Errorf("it is not reported how many texts nobody accepted, nor what that means: %v", r.Metrics)
+	}
+}
+
+// Partitions follow groups, single nodes and regions if the file says so.
+func TestPartitionsByName(t *testing.T) {
+	s, err := read("apart", "apart.toml", "", `about = "x"
+duration = "30s"
+[[nodes]]
+name = "eu"
+count = 2
+region = "europe"
+[[nodes]]
+name = "as"
+count = 2
+region = "asia"
+[[nodes]]
+name = "ada"
+region = "europe"
+[network]
+matrix = "internet"
+[[fault]]
+kind = "partition"
+between = [["eu"], ["as2", "ada"]]
+at = "5s"
+for = "5s"
+[[fault]]
+kind = "partition"
+by = "region"
+at = "15s"
+for = "5s"
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, f := range run(t, s, 1, nil).Faults {
+		got = append(got, fmt.Sprintf("%v %s", f.From, f.What))
+	}
+	want := []string{
+		"5s groups of [2 2 1]; apart: eu1 eu2; apart: as2 ada",
+		"15s groups of [3 2]; apart: eu1 eu2 ada; apart: as1 as2",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
 	}
 }
 

@@ -426,9 +426,13 @@ func (s section) words(key string) []string {
 	if it == nil {
 		return nil
 	}
-	list, ok := it.value.([]any)
+	return s.wordsOf(key, it.value)
+}
+
+func (s section) wordsOf(key string, v any) []string {
+	list, ok := v.([]any)
 	if !ok {
-		list = []any{it.value}
+		list = []any{v}
 	}
 	var words []string
 	for _, v := range list {

@@ -190,16 +190,9 @@ func (p *plan) specs(seed uint64) []simulation.NodeSpec {
 	r := draw(seed, "nodes")
 	list := make([]simulation.NodeSpec, 0, p.nodes)
 	for _, g := range p.groups {
-		regions := g.regions
-		if regions == nil {
-			regions = p.regions
-		}
 		first := len(list)
 		for i, name := range g.names() {
-			n := simulation.NodeSpec{Name: name, Role: g.role, Up: g.up, Down: g.down}
-			if len(regions) > 0 {
-				n.Region = regions[i%len(regions)]
-			}
+			n := simulation.NodeSpec{Name: name, Role: g.role, Region: p.region(g, i), Up: g.up, Down: g.down}
 			n.Skew = between(r, g.skew)
 			list = append(list, n)
 		}
