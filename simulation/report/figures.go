@@ -1,9 +1,11 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"gonum.org/v1/plot"
@@ -70,8 +72,13 @@ func deliveryFigure(samples []sample) figure {
 		width: halfWidth, height: 290,
 	}
 	for i, s := range samples {
-		f.text += fmt.Sprintf("%s: half within %s, 90 %% within %s, 99 %% within %s. ", s.name,
-			value(percentile(s.sorted, 500), "s"), value(percentile(s.sorted, 900), "s"), value(percentile(s.sorted, 990), "s"))
+		f.text += s.name + ": "
+		for _, at := range []int{500, 900, 990} {
+			if v := tail(s.sorted, at); !math.IsNaN(v) {
+				f.text += fmt.Sprintf("%d %% within %s, ", at/10, value(v, "s"))
+			}
+		}
+		f.text += "all within " + value(percentile(s.sorted, 1000), "s") + ". "
 		if len(samples) > 1 {
 			f.legend = append(f.legend, entry{name: s.name, line: line(i)})
 		}
@@ -91,7 +98,10 @@ func deliveryFigure(samples []sample) figure {
 			}
 			style := textStyle(ink, textSize)
 			for _, at := range []int{500, 900, 990} {
-				v := max(percentile(samples[0].sorted, at), 1e-4)
+				v := max(tail(samples[0].sorted, at), 1e-4)
+				if math.IsNaN(v) {
+					continue
+				}
 				pt := vg.Point{X: x(v), Y: y(float64(at) / 1000)}
 				mark(c, draw.CircleGlyph{}, curves[0], pt)
 				name := fmt.Sprintf("p%d", at/10)
@@ -127,12 +137,43 @@ func steps(sorted []float64, hi float64, x, y func(float64) vg.Length) []vg.Poin
 	return append(pts, vg.Point{X: x(hi), Y: y(1)})
 }
 
-// crowd is how many faults of a kind are shaded behind the curves; more would
-// shade all of it, and stay in their lane.
-const crowd = 12
+// steady says whether f lasted nearly all of a run that ended at end, so that a
+// plot of it would say nothing about when.
+func steady(f simulation.Fault, end time.Duration) bool {
+	to := f.To
+	if to < 0 {
+		to = end
+	}
+	return end > 0 && to-f.From >= end*9/10
+}
+
+// A window is a time during which something lasted, in seconds.
+type window struct{ from, to float64 }
+
+// union returns the times during which any of the faults lasted, in order.
+func union(faults []simulation.Fault, end float64) []window {
+	var all []window
+	for _, f := range faults {
+		to := end
+		if f.To >= 0 {
+			to = max(f.To, f.From).Seconds()
+		}
+		all = append(all, window{f.From.Seconds(), to})
+	}
+	slices.SortFunc(all, func(a, b window) int { return cmp.Compare(a.from, b.from) })
+	var joined []window
+	for _, w := range all {
+		if n := len(joined); n > 0 && w.from <= joined[n-1].to {
+			joined[n-1].to = max(joined[n-1].to, w.to)
+		} else {
+			joined = append(joined, w)
+		}
+	}
+	return joined
+}
 
 // timelineFigure draws what was accepted and delivered over virtual time, with
-// a lane for each kind of fault.
+// a lane for each kind of fault that did not last the whole run.
 func timelineFigure(r *simulation.Result) figure {
 	var accepted, shown []float64
 	end := seconds(r.Manifest.Simulated).Seconds()
@@ -149,11 +190,16 @@ func timelineFigure(r *simulation.Result) figure {
 			end = max(end, s[len(s)-1])
 		}
 	}
-	kinds := kindsOf(r.Faults)
 	for _, f := range r.Faults {
 		end = max(end, f.From.Seconds(), f.To.Seconds())
 	}
 	end = max(end, 1e-3)
+	passing := slices.DeleteFunc(slices.Clone(r.Faults), func(f simulation.Fault) bool { return steady(f, seconds(r.Manifest.Simulated)) })
+	kinds := kindsOf(passing)
+	windows := make([][]window, len(kinds))
+	for i, k := range kinds {
+		windows[i] = union(slices.DeleteFunc(slices.Clone(passing), func(f simulation.Fault) bool { return !k.holds(f.Kind) }), end)
+	}
 	most := max(float64(len(accepted)), 1)
 	lane := most * 0.1
 	f := figure{
@@ -187,18 +233,14 @@ func timelineFigure(r *simulation.Result) figure {
 		}
 		p.Y.Tick.Marker = marks
 		p.Add(paint(func(c *draw.Canvas, x, y func(float64) vg.Length) {
-			for _, fault := range r.Faults {
-				i := slices.IndexFunc(kinds, func(k kind) bool { return k.holds(fault.Kind) })
-				from, to := x(fault.From.Seconds()), x(end)
-				if fault.To >= 0 {
-					to = x(max(fault.To, fault.From).Seconds())
-				}
-				to = max(to, from+1.5)
-				if kinds[i].n <= crowd {
-					box(c, shade{curves[4], 0.1}, draw.LineStyle{}, from, y(0), to, y(most))
-				}
+			for i := range kinds {
 				middle := y(-lane * (float64(i) + 0.8))
-				box(c, shade{curves[4], 0.6}, draw.LineStyle{}, from, middle-4.5, to, middle+4.5)
+				for _, w := range windows[i] {
+					from := x(w.from)
+					to := max(x(w.to), from+1.5)
+					box(c, shade{curves[4], 0.08}, draw.LineStyle{}, from, y(0), to, y(most))
+					box(c, shade{curves[4], 0.6}, draw.LineStyle{}, from, middle-4.5, to, middle+4.5)
+				}
 			}
 			for i, s := range [][]float64{accepted, shown} {
 				c.StrokeLines(f.legend[i].line, staircase(s, end, x, y))
@@ -270,6 +312,32 @@ func faultCounts(faults []simulation.Fault) string {
 		s += fmt.Sprintf("%s × %s", k.name, integer(k.n))
 	}
 	return s
+}
+
+// steadyFaults names in words what lasted the whole run, and is not drawn;
+// empty if nothing did.
+func steadyFaults(r *simulation.Result) string {
+	lasting := slices.DeleteFunc(slices.Clone(r.Faults), func(f simulation.Fault) bool { return !steady(f, seconds(r.Manifest.Simulated)) })
+	var parts []string
+	for _, k := range kindsOf(lasting) {
+		var what []string
+		for _, f := range lasting {
+			if k.holds(f.Kind) {
+				what = append(what, rounded(f.What))
+			}
+		}
+		part := fmt.Sprintf("%s × %s", k.name, integer(k.n))
+		if k.n == 1 {
+			part = fmt.Sprintf("%s (%s)", k.name, what[0])
+		} else if k.n <= few {
+			part += " (" + strings.Join(what, ", ") + ")"
+		}
+		parts = append(parts, part)
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return "Not drawn, since it lasted nearly the whole run: " + strings.Join(parts, "; ") + "."
 }
 
 // nodesFigure is a histogram of what each node sent and received.
@@ -357,8 +425,8 @@ func usageFigures(usage []simulation.Usage) []figure {
 		cpu = append(cpu, (u.CPU-before.CPU).Seconds()/wall)
 		memory = append(memory, float64(u.Memory)/1e6)
 	}
-	if len(at) == 0 {
-		return nil
+	if len(at) < 3 {
+		return nil // no curve; the page says it in words
 	}
 	return []figure{
 		usageFigure("speed", "Speed", "simulated seconds per second", at, speed),

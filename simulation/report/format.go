@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -185,6 +186,23 @@ func plural(n int, one, many string) string {
 		return "1 " + one
 	}
 	return integer(n) + " " + many
+}
+
+// precise matches a duration as Go writes it, with more digits than anybody reads.
+var precise = regexp.MustCompile(`-?\b(\d+h)?(\d+m)?\d+\.\d{3,}(s|ms|µs)\b`)
+
+// rounded writes the durations in a sentence for a reader.
+func rounded(s string) string {
+	return precise.ReplaceAllStringFunc(s, func(text string) string {
+		d, err := time.ParseDuration(text)
+		switch {
+		case err != nil:
+			return text // too long for one
+		case d < 0:
+			return "-" + span(-d)
+		}
+		return span(d)
+	})
 }
 
 // visible replaces what a terminal or an XML reader would take for more than

@@ -95,7 +95,7 @@ type runPage struct {
 	page
 	figures []figure
 	// Sentences stand where a section has nothing else to show, or before it.
-	Delivery, Faults, Duplicates, Traffic, Lookups, Usage, Repeat string
+	Delivery, Faults, Steady, Duplicates, Traffic, Lookups, Usage, Repeat string
 
 	Percentiles, Slowest, Pending, FaultList, Envelopes, Protocols, Busiest *grid
 	LookupFacts, Sightings, Metrics, Facts, Everything                      *grid
@@ -124,13 +124,18 @@ func writePage(w io.Writer, r *simulation.Result, figures []figure) error {
 		page: page{
 			CSS: style, Title: title(m) + " – Starling simulation",
 			About:    []string{"Starling simulation", m.Scenario, fmt.Sprintf("seed %d", m.Seed), plural(m.Nodes, "node", "nodes"), span(seconds(m.Simulated))},
-			Headline: headline(r, d),
+			Headline: firstLine(headline(r, d)),
 			Alarms:   alarms(r),
 			Keys:     keyFigures(r, d),
 		},
 		figures:  figures,
 		Manifest: m,
 		Cite:     cite(m),
+	}
+	for i, a := range p.Alarms {
+		if firstLine(a.What) == a.What {
+			p.Alarms[i].What = "" // the headline says it
+		}
 	}
 	p.delivery(r, d)
 	p.envelopes(r.Envelopes, r.Violation != nil)
@@ -159,6 +164,11 @@ func Headline(r *simulation.Result) string {
 	return strings.Join(lines, "\n")
 }
 
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
 func headline(r *simulation.Result, d digest) string {
 	lasted := span(seconds(r.Manifest.Simulated))
 	delivered := fmt.Sprintf("%s of %s", integer(len(d.delivery)), plural(d.accepted, "message", "messages"))
@@ -168,9 +178,9 @@ func headline(r *simulation.Result, d digest) string {
 	}
 	switch {
 	case r.Violation != nil:
-		return fmt.Sprintf("A promise was broken after %s: %s", span(r.Violation.At), sentence(r.Violation.What))
+		return fmt.Sprintf("A promise was broken after %s: %s", span(r.Violation.At), rounded(sentence(r.Violation.What)))
 	case r.Manifest.Outcome == "failed" && r.Manifest.Error != "":
-		return fmt.Sprintf("The run failed after %s: %s", lasted, sentence(r.Manifest.Error))
+		return fmt.Sprintf("The run failed after %s: %s", lasted, rounded(sentence(r.Manifest.Error)))
 	case r.Manifest.Outcome == "failed":
 		return fmt.Sprintf("The run failed after %s.", lasted)
 	case r.Manifest.Outcome == "interrupted":
@@ -180,7 +190,12 @@ func headline(r *simulation.Result, d digest) string {
 	}
 	s := fmt.Sprintf("%s %s delivered", delivered, were)
 	if len(d.delivery) > 1 {
-		s += fmt.Sprintf("; half within %s, 99"+nbsp+"%% within %s", value(percentile(d.delivery, 500), "s"), value(percentile(d.delivery, 990), "s"))
+		s += "; half within " + value(percentile(d.delivery, 500), "s")
+		if p99 := tail(d.delivery, 990); math.IsNaN(p99) {
+			s += ", the slowest within " + value(percentile(d.delivery, 1000), "s")
+		} else {
+			s += ", 99" + nbsp + "% within " + value(p99, "s")
+		}
 	} else if len(d.delivery) == 1 {
 		s += fmt.Sprintf(", after %s", span(d.delivery[0]))
 	}
@@ -217,20 +232,36 @@ func alarms(r *simulation.Result) []alarm {
 }
 
 func keyFigures(r *simulation.Result, d digest) []keyFigure {
+	late := keyFigure{value(tail(d.delivery, 990), "s"), "to deliver, 99" + nbsp + "%", noted("longest: ", percentile(d.delivery, 1000))}
+	if late.Value == none {
+		late = keyFigure{value(percentile(d.delivery, 1000), "s"), "to deliver, longest", "too few for 99" + nbsp + "%"}
+	}
+	faults := plural(len(r.Faults)-d.skews, "fault", "faults") + " in all"
+	if d.skews > 0 {
+		faults += "; " + plural(d.skews, "clock", "clocks") + " wrong"
+	}
 	keys := []keyFigure{
 		{percent(ratio(len(d.delivery), d.accepted)), "delivered", fmt.Sprintf("%s of %s", integer(len(d.delivery)), integer(d.accepted))},
-		{value(percentile(d.delivery, 500), "s"), "to deliver, median", "90" + nbsp + "%: " + value(percentile(d.delivery, 900), "s")},
-		{value(percentile(d.delivery, 990), "s"), "to deliver, 99" + nbsp + "%", "longest: " + value(percentile(d.delivery, 1000), "s")},
+		{value(percentile(d.delivery, 500), "s"), "to deliver, median", noted("90"+nbsp+"%: ", tail(d.delivery, 900))},
+		late,
 		{integer(r.Envelopes.Repeated), "duplicates arrived", "of " + plural(r.Envelopes.Sealed, "envelope", "envelopes")},
-		{size(ratio(d.sent, int64(len(d.delivery)))), "sent per message", "in all: " + size(float64(d.sent))},
+		{size(ratio(d.sent, int64(len(d.delivery)))), "all traffic, per message", "in all: " + size(float64(d.sent))},
 		{percent(ratio(len(d.found), len(r.Lookups))), "of lookups found", fmt.Sprintf("%s of %s", integer(len(d.found)), integer(len(r.Lookups)))},
-		{integer(d.crashes), "crashes", plural(len(r.Faults), "fault", "faults") + " in all"},
+		{integer(d.crashes), "crashes", faults},
 		{value(ratio(r.Manifest.Simulated, r.Manifest.Wall), "times real time"), "real time", span(seconds(r.Manifest.Simulated)) + " in " + span(seconds(r.Manifest.Wall))},
 	}
 	if d.accepted == 0 {
 		keys = slices.Delete(keys, 0, 5)
 	}
 	return slices.DeleteFunc(keys, func(k keyFigure) bool { return k.Value == none })
+}
+
+// noted writes a time behind its name, if there is one.
+func noted(name string, v float64) string {
+	if math.IsNaN(v) {
+		return ""
+	}
+	return name + value(v, "s")
 }
 
 // few is how many rows a list of examples shows.
@@ -259,7 +290,9 @@ func (p *runPage) delivery(r *simulation.Result, d digest) {
 	}
 	p.Percentiles = &grid{Caption: "Within", Head: columns("Share of the delivered", "Time#")}
 	for _, at := range []int{500, 900, 950, 990, 999} {
-		p.Percentiles.add(strings.TrimSuffix(fmt.Sprintf("%.1f", float64(at)/10), ".0")+nbsp+"%", value(percentile(d.delivery, at), "s"))
+		if v := tail(d.delivery, at); !math.IsNaN(v) {
+			p.Percentiles.add(strings.TrimSuffix(fmt.Sprintf("%.1f", float64(at)/10), ".0")+nbsp+"%", value(v, "s"))
+		}
 	}
 	p.Percentiles.add("all", value(percentile(d.delivery, 1000), "s"))
 
@@ -291,6 +324,9 @@ func (p *runPage) envelopes(e simulation.Envelopes, broken bool) {
 			p.Duplicates += " Nothing was shown twice."
 		}
 	}
+	if e.Opened > e.Sealed {
+		p.Duplicates += " More were opened than sealed: a machine that lost power after opening an envelope and before committing it opens the same one again."
+	}
 	p.Envelopes = &grid{Caption: "Envelopes", Head: columns("", "Number#", "Of the sealed#", ""), Quiet: true}
 	for _, row := range []struct {
 		name string
@@ -314,6 +350,7 @@ func name(r *simulation.Result, i int) string {
 
 func (p *runPage) faults(r *simulation.Result) {
 	p.Faults = faultCounts(r.Faults) + "."
+	p.Steady = steadyFaults(r)
 	if len(r.Faults) == 0 {
 		return
 	}
@@ -330,7 +367,7 @@ func (p *runPage) faults(r *simulation.Result) {
 		if f.To == f.From {
 			to = "at once"
 		}
-		p.FaultList.add(f.Kind, f.What, span(f.From), to)
+		p.FaultList.add(f.Kind, rounded(f.What), span(f.From), to)
 	}
 }
 
@@ -339,7 +376,10 @@ func (p *runPage) traffic(d digest) {
 		p.Traffic = "No traffic was counted."
 		return
 	}
-	p.Traffic = fmt.Sprintf("The nodes sent %s and received %s. “transport” is what no stream accounts for.", size(float64(d.sent)), size(float64(d.received)))
+	p.Traffic = fmt.Sprintf("The nodes sent %s and received %s.", size(float64(d.sent)), size(float64(d.received)))
+	if slices.ContainsFunc(d.protocols, func(t traffic) bool { return t.name == negotiation }) {
+		p.Traffic += " “" + negotiation + "” is what is sent while a stream agrees on its protocol."
+	}
 	p.Protocols = &grid{Caption: "Bytes by protocol", Head: columns("Protocol", "Sent#", "Received#", "Share#", "Sent ▪ received ▫")}
 	all := float64(d.sent + d.received)
 	for _, t := range d.protocols {
@@ -383,7 +423,10 @@ func (p *runPage) lookups(r *simulation.Result, d digest) {
 	p.LookupFacts.add("Hops of those that found, mean", value(d.hopsMean, ""))
 	p.LookupFacts.add("Peers asked, mean", value(ratio(asked, n), ""))
 	p.LookupFacts.add("Time to find, median", value(percentile(d.found, 500), "s"))
-	p.LookupFacts.add("Time to find, 99"+nbsp+"%", value(percentile(d.found, 990), "s"))
+	if p99 := tail(d.found, 990); !math.IsNaN(p99) {
+		p.LookupFacts.add("Time to find, 99"+nbsp+"%", value(p99, "s"))
+	}
+	p.LookupFacts.add("Time to find, longest", value(percentile(d.found, 1000), "s"))
 }
 
 func (p *runPage) run(r *simulation.Result) {
@@ -408,8 +451,14 @@ func (p *runPage) run(r *simulation.Result) {
 		goroutines = max(goroutines, u.Goroutines)
 	}
 	p.Usage = fmt.Sprintf("%s of virtual time took %s of real time", span(seconds(m.Simulated)), span(seconds(m.Wall)))
+	if m.Wall > 0 {
+		p.Usage += fmt.Sprintf(" (%s)", value(ratio(m.Simulated, m.Wall), "times real time"))
+	}
 	if m.CPU > 0 {
 		p.Usage += fmt.Sprintf(" and %s of processor time", span(seconds(m.CPU)))
+		if m.Wall > 0 {
+			p.Usage += fmt.Sprintf(" (%s)", digits(ratio(m.CPU, m.Wall), 2)+nbsp+"cores")
+		}
 	}
 	if m.PeakMemory > 0 {
 		p.Usage += "; memory peaked at " + size(float64(m.PeakMemory))
@@ -473,6 +522,9 @@ func cite(m simulation.Manifest) string {
 		s += " with " + setting(m.Params, sortedKeys(m.Params))
 	}
 	s += fmt.Sprintf(", seed %d, %s, virtual time from %s", m.Seed, m.Go, m.Epoch.UTC().Format(time.RFC3339))
+	if m.Outcome == "interrupted" {
+		s += ", interrupted after " + span(seconds(m.Simulated))
+	}
 	if m.TraceHash != "" {
 		return s + ", exact, trace " + m.TraceHash + "."
 	}

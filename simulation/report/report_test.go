@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,9 +84,9 @@ func TestSummaryOfKnownRun(t *testing.T) {
 	}
 	want := map[string]float64{
 		"accepted": 11, "delivered": 10, "delivered_share": 10.0 / 11, "confirmed": 0,
-		"delivery_p50": 5, "delivery_p90": 9, "delivery_p99": 10, "delivery_max": 10,
+		"delivery_p50": 5, "delivery_p90": 9, "delivery_p99": math.NaN(), "delivery_max": 10,
 		"sealed": 25, "opened": 20, "duplicates": 4, "refused": 1, "bytes_sent": 2000, "bytes_per_message": 200,
-		"lookups": 4, "lookup_success": 0.75, "lookup_stale": 1, "lookup_hops_mean": 2, "lookup_p50": 0.2, "lookup_p99": 0.3,
+		"lookups": 4, "lookup_success": 0.75, "lookup_stale": 1, "lookup_hops_mean": 2, "lookup_p50": 0.2, "lookup_p99": math.NaN(),
 		"crashes": 3, "simulated_s": 100, "wall_s": 4, "cpu_s": 5, "speed": 25, "peak_memory": 1 << 20,
 		"spam_shown": 0.1, "empty": math.NaN(),
 	}
@@ -107,6 +108,56 @@ func TestPercentileIsNearestRank(t *testing.T) {
 	for permille, want := range map[int]float64{1: 1, 250: 1, 251: 2, 500: 2, 501: 3, 750: 3, 990: 4, 1000: 4} {
 		if got := percentile(four, permille); got != want {
 			t.Errorf("percentile(1..4 s, %d) = %v, want %v", permille, got, want)
+		}
+	}
+}
+
+func TestTailNeedsSomethingBeyondIt(t *testing.T) {
+	for _, c := range []struct {
+		n, permille int
+		there       bool
+	}{{1, 500, true}, {9, 900, false}, {10, 900, true}, {99, 990, false}, {100, 990, true}, {999, 999, false}, {1000, 999, true}} {
+		if got := tail(make([]time.Duration, c.n), c.permille); math.IsNaN(got) == c.there {
+			t.Errorf("tail of %d at %d ‰ is %v; want one: %v", c.n, c.permille, got, c.there)
+		}
+	}
+}
+
+func TestFaultsJoinAndWholeRunsAreWords(t *testing.T) {
+	crash := func(from, to time.Duration) simulation.Fault {
+		return simulation.Fault{Kind: "crash", From: from, To: to}
+	}
+	got := union([]simulation.Fault{crash(50*second, -1), crash(1*second, 3*second), crash(2*second, 2500*time.Millisecond), crash(3*second, 4*second), crash(9*second, 9*second)}, 60)
+	if want := []window{{1, 4}, {9, 9}, {50, 60}}; !slices.Equal(got, want) {
+		t.Errorf("union is %v, want %v", got, want)
+	}
+
+	r := small() // of 100 s
+	before := timelineFigure(r)
+	r.Faults = append(r.Faults, simulation.Fault{Kind: "loss", What: "30 %", From: 5 * second, To: 98 * second})
+	for range 12 {
+		r.Faults = append(r.Faults, simulation.Fault{Kind: "skew", What: "ada is wrong by 7m1.045065998s", To: -1})
+	}
+	if after := timelineFigure(r); after.svg(fullWidth, after.height) != before.svg(fullWidth, before.height) {
+		t.Error("faults that last the whole run are drawn")
+	}
+	if got, want := steadyFaults(r), "Not drawn, since it lasted nearly the whole run: loss (30 %); skew × 12."; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestDurationsInSentencesAreRounded(t *testing.T) {
+	got := strings.ReplaceAll(rounded("bo waited 4m57.864381317s and -1h0m2.5000001s, 1.5s, 3.1415 and 12.345678ms"), nbsp, " ")
+	if want := "bo waited 4 min 58 s and -1 h, 1.5s, 3.1415 and 12 ms"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestFewSamplesAreWords(t *testing.T) {
+	r := small()
+	for _, f := range runFigures(r) {
+		if f.name == "speed" || f.name == "memory" {
+			t.Errorf("%s is drawn from %d samples", f.name, len(r.Usage))
 		}
 	}
 }
@@ -498,9 +549,13 @@ func TestPageSaysWhatHappened(t *testing.T) {
 	good := sampleRun(1)
 	bad := small()
 	bad.Manifest.Outcome = "violated"
-	bad.Violation = &simulation.Violation{Oracle: "twice", What: "bo was shown m2 twice", At: 12 * second, Repeat: "starling-sim run hello --seed 9"}
+	bad.Violation = &simulation.Violation{Oracle: "twice", What: "bo was shown m2 twice 1m1.987654321s apart", At: 12 * second, Repeat: "starling-sim run hello --seed 9"}
 	stopped := small()
 	stopped.Manifest.Outcome = "interrupted"
+	storm := small()
+	storm.Faults = append(storm.Faults, simulation.Fault{Kind: "skew", What: "ada", To: -1})
+	storm.Traffic[0].Protocol = ""
+	storm.Envelopes.Opened = 26
 	failed := small()
 	failed.Manifest.Outcome, failed.Manifest.Error = "failed", "the trace is missing"
 	idle := &simulation.Result{Manifest: simulation.Manifest{Outcome: "held", Simulated: simulation.Seconds(time.Hour)}, Nodes: make([]simulation.NodeResult, 5)}
@@ -512,8 +567,13 @@ func TestPageSaysWhatHappened(t *testing.T) {
 		want []string
 	}{
 		"held":        {good, []string{"2,000 of 2,000 messages were delivered; half within 0.", "nothing was lost, shown twice or out of order.", "Faults: "}},
-		"violated":    {bad, []string{"A promise was broken after 12 s: bo was shown m2 twice.", "Violation of “twice”", "12.000000000 s of virtual time", "starling-sim run hello --seed 9"}},
-		"interrupted": {stopped, []string{"The run was stopped after 1 min 40 s; by then 10 of 11 messages had been delivered."}},
+		"violated":    {bad, []string{"A promise was broken after 12 s: bo was shown m2 twice 62.0 s apart.", "Violation of “twice”", "12.000000000 s of virtual time", "starling-sim run hello --seed 9"}},
+		"interrupted": {stopped, []string{"The run was stopped after 1 min 40 s; by then 10 of 11 messages had been delivered.", "interrupted after 1 min 40 s, statistically"}},
+		"storm": {storm, []string{
+			"half within 5 s, the slowest within 10 s", "to deliver, longest", "2 faults in all; 1 clock wrong", "lasted nearly the whole run: skew (ada).",
+			"<code>negotiation</code>", "“negotiation” is what", "all traffic, per message", "<h2>Envelopes</h2>", "More were opened than sealed: ",
+			"(25.0×)", "1.3 cores",
+		}},
 		"failed":      {failed, []string{"The run failed after 1 min 40 s: the trace is missing."}},
 		"idle":        {idle, []string{"5 nodes ran for 1 h and sent no messages; no promise was broken.", "No message was accepted", "Nobody looked for a record.", "No fault was injected.", "No traffic was counted.", "No envelope was sealed.", "did not look at what others could see"}},
 		"waiting":     {waiting, []string{"10 of 11 messages were delivered", "1 still on the way at the end", "4 envelopes arrived again after opening, and were dropped. Nothing was shown twice."}},
@@ -528,6 +588,9 @@ func TestPageSaysWhatHappened(t *testing.T) {
 		}
 		if strings.Contains(page, "NaN") || strings.Contains(page, "%!") {
 			t.Errorf("%s: the page shows NaN or a broken format", name)
+		}
+		if strings.Contains(page, "m2 twice 1m") || strings.Count(page, "m2 twice") > 1 {
+			t.Errorf("%s: the page says what broke more than once", name)
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 // Summary returns the metrics that every run has, always the same and in the
 // same order, and then the scenario's own. A value is NaN where there was
-// nothing to measure. Duplicates are envelopes that arrived after they had been
+// nothing to measure, or too little for a percentile. Duplicates are envelopes that arrived after they had been
 // opened, and were dropped. Percentiles are by nearest rank over what was
 // delivered or found; bytes_per_message is all that all nodes sent, over the
 // messages delivered.
@@ -33,8 +33,8 @@ func Summary(r *simulation.Result) []simulation.Metric {
 	add("delivered_share", ratio(len(d.delivery), d.accepted), "share")
 	add("confirmed", float64(d.confirmed), "messages")
 	add("delivery_p50", percentile(d.delivery, 500), "s")
-	add("delivery_p90", percentile(d.delivery, 900), "s")
-	add("delivery_p99", percentile(d.delivery, 990), "s")
+	add("delivery_p90", tail(d.delivery, 900), "s")
+	add("delivery_p99", tail(d.delivery, 990), "s")
 	add("delivery_max", percentile(d.delivery, 1000), "s")
 	add("sealed", float64(r.Envelopes.Sealed), "envelopes")
 	add("opened", float64(r.Envelopes.Opened), "envelopes")
@@ -47,7 +47,7 @@ func Summary(r *simulation.Result) []simulation.Metric {
 	add("lookup_stale", float64(d.stale), "lookups")
 	add("lookup_hops_mean", d.hopsMean, "hops")
 	add("lookup_p50", percentile(d.found, 500), "s")
-	add("lookup_p99", percentile(d.found, 990), "s")
+	add("lookup_p99", tail(d.found, 990), "s")
 	add("crashes", float64(d.crashes), "crashes")
 	add("simulated_s", seconds(m.Simulated).Seconds(), "s")
 	add("wall_s", seconds(m.Wall).Seconds(), "s")
@@ -66,6 +66,7 @@ type digest struct {
 	hops                []count         // lookups by longest chain
 	hopsMean            float64         // of the successful ones
 	stale, crashes      int
+	skews               int // faults that are wrong clocks
 	sent, received      int64
 	protocols           []traffic // busiest first
 	nodes               []traffic // busiest first
@@ -79,6 +80,10 @@ type traffic struct {
 	node           int
 	sent, received int64
 }
+
+// negotiation stands for no protocol: it is what is sent while the two ends of a
+// stream agree on one.
+const negotiation = "negotiation"
 
 func (t traffic) total() int64 { return t.sent + t.received }
 
@@ -114,13 +119,19 @@ func digestOf(r *simulation.Result) digest {
 		d.crashes += n.Crashes
 		d.nodes[i] = traffic{name: n.Name, node: i}
 	}
+	for _, f := range r.Faults {
+		if f.Kind == "skew" {
+			d.skews++
+		}
+	}
 	protocol := map[string]int{} // index in d.protocols
 	for _, t := range r.Traffic {
-		i, ok := protocol[t.Protocol]
+		name := or(t.Protocol, negotiation)
+		i, ok := protocol[name]
 		if !ok {
 			i = len(d.protocols)
-			protocol[t.Protocol] = i
-			d.protocols = append(d.protocols, traffic{name: t.Protocol})
+			protocol[name] = i
+			d.protocols = append(d.protocols, traffic{name: name})
 		}
 		d.protocols[i].add(t)
 		if t.Node >= 0 && t.Node < len(d.nodes) {
@@ -163,6 +174,15 @@ func percentile(sorted []time.Duration, permille int) float64 {
 	return sorted[max(rank, 1)-1].Seconds()
 }
 
+// tail is percentile, or NaN if nothing lies beyond it: then it would be the
+// longest under a name that promises more. The median stands for any number.
+func tail(sorted []time.Duration, permille int) float64 {
+	if permille > 500 && len(sorted)*(1000-permille) < 1000 {
+		return math.NaN()
+	}
+	return percentile(sorted, permille)
+}
+
 func ratio[T ~int | ~int64](a, b T) float64 {
 	if b == 0 {
 		return math.NaN()
@@ -173,7 +193,7 @@ func ratio[T ~int | ~int64](a, b T) float64 {
 func seconds(s simulation.Seconds) time.Duration { return time.Duration(s) }
 
 // An interval is the mean of N runs and where the true mean lies with 95 %
-// confidence: Mean ± Half, by Student's t. Half is NaN for fewer than two.
+// confidence: mean ± half, by Student's t. half is NaN for fewer than two.
 type interval struct {
 	n                           int
 	mean, half, lowest, highest float64
