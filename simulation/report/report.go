@@ -259,9 +259,10 @@ func (o output) write(path string, fill func(io.Writer) error) error {
 
 // A writer fills a folder and keeps going: errs has one error a file.
 type writer struct {
-	dir  string
-	out  output
-	errs []error
+	dir   string
+	out   output
+	nodes roster
+	errs  []error
 }
 
 func (w *writer) file(name string, fill func(io.Writer) error) {
@@ -324,6 +325,9 @@ func readManifest(dir string) (manifest, error) {
 	var m manifest
 	file, err := openFile(filepath.Join(dir, manifestFile))
 	if err != nil {
+		if _, missing := os.Lstat(filepath.Join(dir, sweepFile)); missing == nil {
+			return m, fmt.Errorf("report: %s is a sweep; its runs are in %s", dir, filepath.Join(dir, runsDir))
+		}
 		return m, fmt.Errorf("report: reading a results folder: %w", err)
 	}
 	defer file.Close()

@@ -177,17 +177,28 @@ func TestDeliveryStaircase(t *testing.T) {
 }
 
 func TestConfidenceInterval(t *testing.T) {
+	near := func(a, b float64) bool { return math.Abs(a-b) < 1e-5 }
 	// 1..5: the deviation is √2.5, and t for 4 degrees of freedom 2.776445.
 	got := intervalOf([]float64{5, 1, math.NaN(), 3, 2, 4})
-	if got.n != 5 || got.mean != 3 || got.lowest != 1 || got.highest != 5 || math.Abs(got.half-1.963243) > 1e-6 {
+	if got.n != 5 || got.mean != 3 || got.lowest != 1 || got.highest != 5 || !near(got.low, 3-1.963243) || !near(got.high, 3+1.963243) {
 		t.Errorf("interval of 1..5 is %+v, want 3 ± 1.963243", got)
 	}
 	// Of two, t is 12.706205: 12.706205 · √2 / √2 / … = 12.706205 · 1.
-	if got := intervalOf([]float64{1, 3}); math.Abs(got.half-12.706205) > 1e-5 {
-		t.Errorf("interval of 1, 3 is %+v, want 2 ± 12.706205", got)
+	two := intervalOf([]float64{1, 3})
+	if !near(two.low, 2-12.706205) || !near(two.high, 2+12.706205) {
+		t.Errorf("interval of 1, 3 is %+v, want 2 ± 12.706205", two)
 	}
-	if got := intervalOf([]float64{7}); got.mean != 7 || !math.IsNaN(got.half) {
-		t.Errorf("interval of one value is %+v, want 7 ± NaN", got)
+	if got := intervalOf([]float64{7}); got.mean != 7 || !math.IsNaN(got.low) || !math.IsNaN(got.high) {
+		t.Errorf("interval of one value is %+v, want 7 alone", got)
+	}
+	if got := two.within(simulation.Metric{Name: "delay", Unit: "s"}); got.low != 0 || got.high != two.high {
+		t.Errorf("interval of a time is %+v, want it from 0", got)
+	}
+	if got := two.within(simulation.Metric{Name: "balance"}); got.low != two.low {
+		t.Errorf("interval of what may be negative is %+v, want it whole", got)
+	}
+	if got := intervalOf([]float64{0.9, 1}).within(simulation.Metric{Unit: "share"}); !near(got.low, 0.95-0.05*12.706205) || got.high != 1 {
+		t.Errorf("interval of a share is %+v, want it up to 1", got)
 	}
 }
 
@@ -236,12 +247,32 @@ func TestFolderReadsBack(t *testing.T) {
 	if got, want := read(t, dir, "faults.csv"), "kind,what,from_s,to_s\ncrash,ada,10.000000000,15.000000000\npartition,\"ada | bo, cy\",20.000000000,\n"; got != want {
 		t.Errorf("faults.csv is %q, want %q", got, want)
 	}
+	for name, want := range map[string]string{"messages.csv": "\nm0,ada,bo,", "lookups.csv": "\nbo,2.0", "traffic.csv": "\nada,/a/1,"} {
+		if got := read(t, dir, name); !strings.Contains(got, want) {
+			t.Errorf("%s does not name nodes, as in %q:\n%s", name, want, got)
+		}
+	}
 	run, err := ReadRun(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(Summary(want), run.Metrics, cmpopts.EquateNaNs()); diff != "" {
 		t.Errorf("metrics of ReadRun (-want +got):\n%s", diff)
+	}
+}
+
+func TestNodesThatShareANameAreNumbered(t *testing.T) {
+	all := rosterOf([]simulation.NodeResult{{Name: "ada"}, {Name: "bo"}, {Name: "bo"}, {Name: "0"}, {}})
+	for i, want := range map[int]string{0: "ada", 1: "1", 2: "2", 3: "3", -7: "-7", 99: "99"} {
+		name := all.write(i)
+		if got, err := all.read(name); name != want || got != i || err != nil {
+			t.Errorf("node %d is written %q, want %q, and read as %d (%v)", i, name, want, got, err)
+		}
+	}
+	for _, s := range []string{"bo", "cy"} {
+		if i, err := all.read(s); err == nil {
+			t.Errorf("%q is read as node %d", s, i)
+		}
 	}
 }
 
@@ -574,11 +605,11 @@ func TestPageSaysWhatHappened(t *testing.T) {
 			"<code>negotiation</code>", "“negotiation” is what", "all traffic, per message", "<h2>Envelopes</h2>", "More were opened than sealed: ",
 			"(25.0×)", "1.3 cores",
 		}},
-		"failed":      {failed, []string{"The run failed after 1 min 40 s: the trace is missing."}},
-		"idle":        {idle, []string{"5 nodes ran for 1 h and sent no messages; no promise was broken.", "No message was accepted", "Nobody looked for a record.", "No fault was injected.", "No traffic was counted.", "No envelope was sealed.", "did not look at what others could see"}},
-		"waiting":     {waiting, []string{"10 of 11 messages were delivered", "1 still on the way at the end", "4 envelopes arrived again after opening, and were dropped. Nothing was shown twice."}},
-		"none":        {nothing, []string{"0 of 1 message was delivered", "None of 1 message was delivered."}},
-		"instant":     {instant, []string{"1 of 1 message was delivered, after 0 s; nothing was lost"}},
+		"failed":  {failed, []string{"The run failed after 1 min 40 s: the trace is missing."}},
+		"idle":    {idle, []string{"5 nodes ran for 1 h and sent no messages; no promise was broken.", "No message was accepted", "Nobody looked for a record.", "No fault was injected.", "No traffic was counted.", "No envelope was sealed.", "did not look at what others could see"}},
+		"waiting": {waiting, []string{"10 of 11 messages were delivered", "1 still on the way at the end", "4 envelopes arrived again after opening, and were dropped. Nothing was shown twice."}},
+		"none":    {nothing, []string{"0 of 1 message was delivered", "None of 1 message was delivered."}},
+		"instant": {instant, []string{"1 of 1 message was delivered, after 0 s; nothing was lost"}},
 	} {
 		page := strings.ReplaceAll(read(t, finish(t, filepath.Join(t.TempDir(), name), c.r), "report.html"), nbsp, " ")
 		for _, want := range c.want {

@@ -33,7 +33,7 @@ func ReadRun(dir string) (Run, error) {
 	if err != nil {
 		return Run{}, err
 	}
-	rows, err := readTable(dir, metricsTable)
+	rows, err := readTable(dir, metricsTable, roster{})
 	if err != nil {
 		return Run{}, err
 	}

@@ -193,16 +193,16 @@ func ratio[T ~int | ~int64](a, b T) float64 {
 func seconds(s simulation.Seconds) time.Duration { return time.Duration(s) }
 
 // An interval is the mean of N runs and where the true mean lies with 95 %
-// confidence: mean ± half, by Student's t. half is NaN for fewer than two.
+// confidence: from low to high, by Student's t. Both are NaN for fewer than two.
 type interval struct {
-	n                           int
-	mean, half, lowest, highest float64
+	n                                int
+	mean, low, high, lowest, highest float64
 }
 
 // intervalOf leaves out what is NaN.
 func intervalOf(values []float64) interval {
 	values = slices.DeleteFunc(slices.Clone(values), math.IsNaN)
-	iv := interval{n: len(values), mean: math.NaN(), half: math.NaN(), lowest: math.NaN(), highest: math.NaN()}
+	iv := interval{n: len(values), mean: math.NaN(), low: math.NaN(), high: math.NaN(), lowest: math.NaN(), highest: math.NaN()}
 	if iv.n == 0 {
 		return iv
 	}
@@ -221,6 +221,20 @@ func intervalOf(values []float64) interval {
 	}
 	free := float64(iv.n - 1)
 	t := distuv.StudentsT{Sigma: 1, Nu: free}.Quantile(0.975)
-	iv.half = t * math.Sqrt(squares/free/float64(iv.n))
+	half := t * math.Sqrt(squares/free/float64(iv.n))
+	iv.low, iv.high = iv.mean-half, iv.mean+half
+	return iv
+}
+
+// within cuts off what the metric cannot be: no time, size, share or count is
+// below 0, no part above the whole.
+func (iv interval) within(m simulation.Metric) interval {
+	_, ours := labels[m.Name]
+	if iv.lowest >= 0 && (ours || m.Unit == "s" || m.Unit == "bytes" || m.Unit == "share") {
+		iv.low = max(0, iv.low)
+	}
+	if iv.highest <= 1 && m.Unit == "share" {
+		iv.high = min(1, iv.high)
+	}
 	return iv
 }

@@ -21,6 +21,7 @@ import (
 
 const (
 	indexFile = "index.html"
+	sweepFile = "sweep.csv"
 	runsDir   = "runs"
 )
 
@@ -97,7 +98,7 @@ func Sweep(dir string, runs []Run) error {
 	slices.SortStableFunc(runs, compareRuns)
 	s := sweepOf(runs)
 	w := writer{dir: dir, out: disk}
-	w.file("sweep.csv", s.writeIntervals)
+	w.file(sweepFile, s.writeIntervals)
 	w.file("runs.csv", func(w io.Writer) error { return writeRuns(w, dir, runs, s.metrics) })
 	figures := s.figures()
 	for _, f := range figures {
@@ -159,7 +160,7 @@ func sweepOf(runs []Run) sweep {
 			for _, r := range samples[setting(g.params, s.keys)] {
 				values = append(values, metric(r, m.Name))
 			}
-			s.groups[i].metrics = append(s.groups[i].metrics, intervalOf(values))
+			s.groups[i].metrics = append(s.groups[i].metrics, intervalOf(values).within(m))
 		}
 	}
 	return s
@@ -201,7 +202,7 @@ func (s sweep) writeIntervals(w io.Writer) error {
 			}
 			iv := g.metrics[i]
 			row = append(row, strconv.Itoa(iv.n))
-			for _, v := range []float64{iv.mean, iv.mean - iv.half, iv.mean + iv.half, iv.lowest, iv.highest} {
+			for _, v := range []float64{iv.mean, iv.low, iv.high, iv.lowest, iv.highest} {
 				row = append(row, number(v))
 			}
 			rows = append(rows, row)
@@ -302,12 +303,11 @@ func (s sweep) figure(i int, key string) figure {
 	var text strings.Builder
 	for _, c := range curves {
 		for j, iv := range c.y {
-			h := iv.half
-			if math.IsNaN(h) {
-				h = 0
+			lo, hi = min(lo, iv.mean), max(hi, iv.mean)
+			if iv.low < iv.high {
+				lo, hi = min(lo, iv.low), max(hi, iv.high)
 			}
-			lo, hi = min(lo, iv.mean-h), max(hi, iv.mean+h)
-			fmt.Fprintf(&text, "%s %s: %s. ", c.name, ticks[slices.Index(pos, c.at[j])].Label, plusMinus(iv, m.Unit))
+			fmt.Fprintf(&text, "%s %s: %s. ", c.name, ticks[slices.Index(pos, c.at[j])].Label, value(iv.mean, m.Unit)+" ("+reach(iv, m.Unit)+")")
 		}
 	}
 	lo, hi = bounds(lo, hi)
@@ -353,8 +353,8 @@ func (s sweep) figure(i int, key string) figure {
 				for k, iv := range curve.y {
 					pt := pts[k]
 					mark(c, glyphs[j], style.Color, pt)
-					if iv.half > 0 {
-						top, bottom := y(iv.mean+iv.half), y(iv.mean-iv.half)
+					if iv.low < iv.high {
+						top, bottom := y(iv.high), y(iv.low)
 						c.StrokeLine2(bar, pt.X, bottom, pt.X, top)
 						c.StrokeLine2(bar, pt.X-3, top, pt.X+3, top)
 						c.StrokeLine2(bar, pt.X-3, bottom, pt.X+3, bottom)
@@ -447,10 +447,10 @@ func spaced(ticks []plot.Tick, reach float64, width vg.Length) plot.ConstantTick
 	return kept
 }
 
-func plusMinus(iv interval, unit string) string {
-	s := value(iv.mean, unit)
-	if iv.half > 0 {
-		s += " ± " + value(iv.half, unit)
+// reach writes the interval of a mean; none for one value.
+func reach(iv interval, unit string) string {
+	if math.IsNaN(iv.low) {
+		return none
 	}
-	return s
+	return value(iv.low, unit) + " to " + value(iv.high, unit)
 }

@@ -78,7 +78,7 @@ func (s sweep) headline(m simulation.Manifest, n int) string {
 		what += " over " + strings.Join(sizes, " and ")
 	}
 	if len(s.broken) == 0 {
-		return what + ": every promise was kept."
+		return what + ": no violation was seen."
 	}
 	violated := 0
 	for _, r := range s.broken {
@@ -119,7 +119,7 @@ func (s sweep) means(i int) *grid {
 	if len(heads) == 0 {
 		heads = []string{"Setting"}
 	}
-	g := &grid{Caption: label(m.Name) + " by setting", Head: columns(append(heads, "Runs#", "Mean#", "95 % ±#", "Lowest#", "Highest#")...), Quiet: true}
+	g := &grid{Caption: label(m.Name) + " by setting", Head: columns(append(heads, "Runs#", "Mean#", "95"+nbsp+"% interval#", "Lowest#", "Highest#")...), Quiet: true}
 	for _, of := range s.groups {
 		row := make([]string, 0, len(g.Head))
 		for _, k := range s.keys {
@@ -129,7 +129,7 @@ func (s sweep) means(i int) *grid {
 			row = append(row, "all seeds")
 		}
 		iv := of.metrics[i]
-		g.add(append(row, integer(iv.n), value(iv.mean, m.Unit), value(iv.half, m.Unit), value(iv.lowest, m.Unit), value(iv.highest, m.Unit))...)
+		g.add(append(row, integer(iv.n), value(iv.mean, m.Unit), reach(iv, m.Unit), value(iv.lowest, m.Unit), value(iv.highest, m.Unit))...)
 	}
 	return g
 }

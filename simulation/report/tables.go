@@ -23,6 +23,46 @@ type table[T any] struct {
 	fields  func(row *T) []any
 }
 
+// A place is a field that holds a node: a file names it.
+type place struct{ index *int }
+
+// A roster names nodes in files, and finds them again.
+type roster struct {
+	names []string
+	index map[string]int // of the names that are one node's alone, and no number
+}
+
+func rosterOf(nodes []simulation.NodeResult) roster {
+	all := roster{index: map[string]int{}}
+	for i, n := range nodes {
+		all.names = append(all.names, n.Name)
+		_, twice := all.index[n.Name]
+		if _, err := strconv.Atoi(n.Name); err == nil || twice {
+			i = -1
+		}
+		all.index[n.Name] = i
+	}
+	return all
+}
+
+// write names node i; by its number if its name does not say which it is.
+func (r roster) write(i int) string {
+	if i >= 0 && i < len(r.names) && r.index[r.names[i]] == i {
+		return r.names[i]
+	}
+	return strconv.Itoa(i)
+}
+
+func (r roster) read(s string) (int, error) {
+	if i, err := strconv.Atoi(s); err == nil {
+		return i, nil
+	}
+	if i, ok := r.index[s]; ok && i >= 0 {
+		return i, nil
+	}
+	return 0, fmt.Errorf("%q is not the name of one node of %s", s, nodesTable.name)
+}
+
 // ofRow is a row of metrics.csv: who measured it is a column.
 type ofRow struct {
 	simulation.Metric
@@ -39,21 +79,21 @@ var (
 		"messages.csv",
 		[]string{"id", "from", "to", "size_bytes", "accepted_s", "shown_s", "confirmed_s"},
 		func(r *simulation.Message) []any {
-			return []any{&r.ID, &r.From, &r.To, &r.Size, &r.Accepted, &r.Shown, &r.Confirmed}
+			return []any{&r.ID, place{&r.From}, place{&r.To}, &r.Size, &r.Accepted, &r.Shown, &r.Confirmed}
 		},
 	}
 	lookupsTable = table[simulation.Lookup]{
 		"lookups.csv",
 		[]string{"by", "at_s", "took_s", "hops", "asked", "found", "stale"},
 		func(r *simulation.Lookup) []any {
-			return []any{&r.By, &r.At, &r.Took, &r.Hops, &r.Asked, &r.Found, &r.Stale}
+			return []any{place{&r.By}, &r.At, &r.Took, &r.Hops, &r.Asked, &r.Found, &r.Stale}
 		},
 	}
 	trafficTable = table[simulation.Traffic]{
 		"traffic.csv",
 		[]string{"node", "protocol", "sent_bytes", "received_bytes"},
 		func(r *simulation.Traffic) []any {
-			return []any{&r.Node, &r.Protocol, &r.Sent, &r.Received}
+			return []any{place{&r.Node}, &r.Protocol, &r.Sent, &r.Received}
 		},
 	}
 	faultsTable = table[simulation.Fault]{
@@ -101,13 +141,18 @@ var (
 )
 
 func (w *writer) tables(r *simulation.Result) {
+	w.nodes = rosterOf(r.Nodes)
 	writeTable(w, metricsTable, metricRows(r))
 	writeTable(w, envelopesTable, []simulation.Envelopes{r.Envelopes})
 	writeTable(w, faultsTable, r.Faults)
 	writeTable(w, sightingsTable, r.Sightings)
 	writeTable(w, nodesTable, r.Nodes)
 	writeTable(w, usageTable, r.Usage)
-	writeTable(w, trafficTable, r.Traffic)
+	traffic := slices.Clone(r.Traffic)
+	for i, t := range traffic {
+		traffic[i].Protocol = or(t.Protocol, negotiation)
+	}
+	writeTable(w, trafficTable, traffic)
 	writeTable(w, lookupsTable, r.Lookups)
 	writeTable(w, messagesTable, r.Messages)
 }
@@ -126,35 +171,36 @@ func metricRows(r *simulation.Result) []ofRow {
 }
 
 func readTables(dir string, r *simulation.Result) error {
-	rows, err := readTable(dir, metricsTable)
+	rows, err := readTable(dir, metricsTable, roster{})
 	for _, row := range rows {
 		if row.of == ofScenario {
 			r.Metrics = append(r.Metrics, row.Metric)
 		}
 	}
 	var envelopes []simulation.Envelopes
-	err = errors.Join(err, fill(&envelopes, dir, envelopesTable))
+	err = errors.Join(err, fill(&envelopes, dir, envelopesTable, roster{}), fill(&r.Nodes, dir, nodesTable, roster{}))
 	if len(envelopes) == 1 {
 		r.Envelopes = envelopes[0]
 	}
+	nodes := rosterOf(r.Nodes)
 	return errors.Join(
 		err,
-		fill(&r.Faults, dir, faultsTable),
-		fill(&r.Sightings, dir, sightingsTable),
-		fill(&r.Nodes, dir, nodesTable),
-		fill(&r.Usage, dir, usageTable),
-		fill(&r.Traffic, dir, trafficTable),
-		fill(&r.Lookups, dir, lookupsTable),
-		fill(&r.Messages, dir, messagesTable),
+		fill(&r.Faults, dir, faultsTable, nodes),
+		fill(&r.Sightings, dir, sightingsTable, nodes),
+		fill(&r.Usage, dir, usageTable, nodes),
+		fill(&r.Traffic, dir, trafficTable, nodes),
+		fill(&r.Lookups, dir, lookupsTable, nodes),
+		fill(&r.Messages, dir, messagesTable, nodes),
 	)
 }
 
-func fill[T any](rows *[]T, dir string, t table[T]) (err error) {
-	*rows, err = readTable(dir, t)
+func fill[T any](rows *[]T, dir string, t table[T], nodes roster) (err error) {
+	*rows, err = readTable(dir, t, nodes)
 	return err
 }
 
 func writeTable[T any](w *writer, t table[T], rows []T) {
+	nodes := w.nodes
 	w.file(t.name, func(w io.Writer) error {
 		c := csv.NewWriter(w)
 		if err := c.Write(t.columns); err != nil {
@@ -163,7 +209,7 @@ func writeTable[T any](w *writer, t table[T], rows []T) {
 		cells := make([]string, len(t.columns))
 		for i := range rows {
 			for j, p := range t.fields(&rows[i]) {
-				cells[j] = cell(p)
+				cells[j] = cell(p, nodes)
 			}
 			if err := c.Write(cells); err != nil {
 				return err
@@ -174,7 +220,7 @@ func writeTable[T any](w *writer, t table[T], rows []T) {
 	})
 }
 
-func readTable[T any](dir string, t table[T]) ([]T, error) {
+func readTable[T any](dir string, t table[T], nodes roster) ([]T, error) {
 	path := filepath.Join(dir, t.name)
 	file, err := openFile(path)
 	if err != nil {
@@ -201,7 +247,7 @@ func readTable[T any](dir string, t table[T]) ([]T, error) {
 		}
 		var row T
 		for j, p := range t.fields(&row) {
-			if err := parseCell(p, cells[j]); err != nil {
+			if err := parseCell(p, cells[j], nodes); err != nil {
 				line, _ := c.FieldPos(j)
 				return nil, fmt.Errorf("report: reading %s, line %d, column %s: %w", path, line, t.columns[j], err)
 			}
@@ -211,8 +257,10 @@ func readTable[T any](dir string, t table[T]) ([]T, error) {
 }
 
 // cell writes the field that p points to.
-func cell(p any) string {
+func cell(p any, nodes roster) string {
 	switch p := p.(type) {
+	case place:
+		return nodes.write(*p.index)
 	case *string:
 		return *p
 	case *int:
@@ -246,8 +294,10 @@ func number(v float64) string {
 }
 
 // parseCell reads s into the field that p points to.
-func parseCell(p any, s string) (err error) {
+func parseCell(p any, s string, nodes roster) (err error) {
 	switch p := p.(type) {
+	case place:
+		*p.index, err = nodes.read(s)
 	case *string:
 		*p = s
 	case *int:
