@@ -51,10 +51,10 @@ func (p *plan) readEclipse(s section) {
 	s.done()
 	p.checkAttack(s, "target", e.target, e.at, e.back+time.Duration(e.rounds)*(time.Duration(e.readers)*time.Second+e.away+e.back))
 	if e.readers >= p.peers {
-		s.wrong("readers", "%d are more than the %d people beside the target", e.readers, p.peers-1)
+		s.clash("readers", "%d are more than the %d people beside the target", e.readers, p.peers-1)
 	}
 	if len(p.with(simulation.RoleSybil)) == 0 {
-		s.problem(s.table.at, "[eclipse] needs [[nodes]] with role = %q", simulation.RoleSybil)
+		s.follow(s.table.at, "[eclipse] needs [[nodes]] with role = %q", simulation.RoleSybil)
 	}
 	p.eclipse = e
 }
@@ -72,10 +72,10 @@ func (p *plan) readFlood(s section) {
 	s.done()
 	p.checkAttack(s, "victim", f.victim, f.at, f.calm+f.last)
 	if f.friends >= p.peers {
-		s.wrong("friends", "%d are more than the %d people beside the victim", f.friends, p.peers-1)
+		s.clash("friends", "%d are more than the %d people beside the victim", f.friends, p.peers-1)
 	}
 	if len(p.with(simulation.RoleSpammer)) == 0 {
-		s.problem(s.table.at, "[flood] needs [[nodes]] with role = %q", simulation.RoleSpammer)
+		s.follow(s.table.at, "[flood] needs [[nodes]] with role = %q", simulation.RoleSpammer)
 	}
 	p.flood = f
 }
@@ -83,13 +83,13 @@ func (p *plan) readFlood(s section) {
 // checkAttack checks whom an attack is against, and that there is time for it.
 func (p *plan) checkAttack(s section, key, name string, at, lasts time.Duration) {
 	if s.has(key) && !slices.Contains(p.people(), name) {
-		s.wrong(key, "there is no node %q with role = %q", name, rolePeer)
+		s.clash(key, "there is no node %q with role = %q", name, rolePeer)
 	}
 	switch {
 	case at < p.ready():
-		s.wrong("at", "%v is before all %d nodes have been started, which takes %v", at, p.started, p.ready())
+		s.clash("at", "%v is before all %d nodes have been started, which takes %v", at, p.started, p.ready())
 	case at+lasts > p.duration:
-		s.wrong("at", "the attack lasts until %v, after the end of the scenario at %v", at+lasts, p.duration)
+		s.clash("at", "the attack lasts until %v, after the end of the scenario at %v", at+lasts, p.duration)
 	}
 }
 

@@ -33,6 +33,9 @@ type problem struct {
 	file string
 	at   position
 	text string
+
+	param   string // that stands for the value; or empty
+	follows bool   // may come of another problem, and counts only if there is no other kind
 }
 
 func (p problem) Error() string {
@@ -45,9 +48,9 @@ func parse(file, source string) (*table, error) {
 	if err := toml.Unmarshal([]byte(source), &values); err != nil {
 		if e, ok := errors.AsType[*toml.DecodeError](err); ok {
 			line, column := e.Position()
-			return nil, problem{file, position{line, column}, strings.TrimPrefix(e.Error(), "toml: ")}
+			return nil, problem{file: file, at: position{line, column}, text: strings.TrimPrefix(e.Error(), "toml: ")}
 		}
-		return nil, problem{file, position{1, 1}, strings.TrimPrefix(err.Error(), "toml: ")}
+		return nil, problem{file: file, at: position{1, 1}, text: strings.TrimPrefix(err.Error(), "toml: ")}
 	}
 	return newTable("", position{1, 1}, values, locate(source)), nil
 }
@@ -180,11 +183,23 @@ func (l *locator) value(path string, at position, v *unstable.Node) {
 	}
 }
 
-// join makes one error of problems, in the order of the file, and nil of none.
-func join(problems []problem) error {
+// genuine returns the problems that cannot come of others, or all if there are
+// no such, in the order of the file.
+func genuine(problems []problem) []problem {
+	follows := func(p problem) bool { return p.follows }
+	first := slices.DeleteFunc(slices.Clone(problems), follows)
+	if len(first) > 0 {
+		problems = first
+	}
 	slices.SortStableFunc(problems, func(a, b problem) int {
 		return cmp.Or(cmp.Compare(a.at.line, b.at.line), cmp.Compare(a.at.column, b.at.column))
 	})
+	return problems
+}
+
+// join makes one error of problems, and nil of none.
+func join(problems []problem) error {
+	problems = genuine(problems)
 	errs := make([]error, len(problems))
 	for i, p := range problems {
 		errs[i] = p

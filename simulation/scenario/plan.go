@@ -1,10 +1,13 @@
 package scenario
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"starling/protocol"
@@ -108,7 +111,6 @@ const (
 func (r *reader) read(t *table, folder string) *plan {
 	top := r.section("the scenario", t)
 	p := &plan{}
-	top.need("about", "duration", "nodes")
 	top.text("about")
 	p.duration = top.duration("duration", time.Hour, time.Second)
 	p.promise = top.duration("promise", 10*time.Minute, time.Second)
@@ -138,13 +140,14 @@ func (r *reader) read(t *table, folder string) *plan {
 		p.readFlood(s)
 	}
 	top.known("params") // was read before all else
+	top.need("about", "duration", "nodes")
 	top.done()
 	if t.keys["duration"] != nil && p.ready() >= p.duration {
-		top.wrong("duration", "%v is over before all %d nodes have been started, which takes %v", p.duration, p.started, p.ready())
+		top.clash("duration", "%v is over before all %d nodes have been started, which takes %v", p.duration, p.started, p.ready())
 	}
 	for _, param := range r.params {
 		if !r.used[param.Name] {
-			r.problem(t.keys["params"].value.(*table).keys[param.Name].at, "nothing refers to parameter %q", param.Name)
+			r.follow(t.keys["params"].value.(*table).keys[param.Name].at, "nothing refers to parameter %q", param.Name)
 		}
 	}
 	return p
@@ -196,7 +199,7 @@ func (p *plan) readGroup(s section) {
 // checkGroups checks what no group can know alone.
 func (p *plan) checkGroups(top section) {
 	if p.nodes > maxNodes {
-		top.wrong("nodes", "%d nodes are more than %d", p.nodes, maxNodes)
+		top.clash("nodes", "%d nodes are more than %d", p.nodes, maxNodes)
 		return
 	}
 	seen := map[string]bool{}
@@ -204,18 +207,18 @@ func (p *plan) checkGroups(top section) {
 		g := p.groups[i]
 		for _, name := range g.names() {
 			if seen[name] {
-				s.wrong("name", "two nodes are named %q", name)
+				s.clash("name", "two nodes are named %q", name)
 				break
 			}
 			seen[name] = true
 		}
 		if p.regions == nil && g.regions != nil {
-			s.wrong("region", "the network has no regions; [network] matrix gives it some")
+			s.clash("region", "the network has no regions; [network] matrix gives it some")
 			continue
 		}
 		for _, region := range g.regions {
 			if !slices.Contains(p.regions, region) {
-				s.wrong("region", "the network has no region %q; it has %v", region, p.regions)
+				s.clash("region", "the network has no region %q; it has %s", region, strings.Join(p.regions, ", "))
 			}
 		}
 	}
@@ -270,7 +273,7 @@ func (p *plan) readMatrix(s section, folder string) network.Matrix {
 	}
 	f, err := os.Open(beside(folder, name))
 	if err != nil {
-		s.wrong("matrix", "%v", err)
+		s.wrong("matrix", "%v", noFile(beside(folder, name), err))
 		return network.Matrix{}
 	}
 	defer f.Close()
@@ -285,7 +288,7 @@ func readTrace(s section, folder string) network.Topology {
 	name := s.text("trace")
 	f, err := os.Open(beside(folder, name))
 	if err != nil {
-		s.wrong("trace", "%v", err)
+		s.wrong("trace", "%v", noFile(beside(folder, name), err))
 		return nil
 	}
 	defer f.Close()
@@ -303,6 +306,14 @@ func beside(folder, name string) string {
 		return name
 	}
 	return filepath.Join(folder, name)
+}
+
+// noFile replaces the error of opening a file that there is not.
+func noFile(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no file %s", path)
+	}
+	return err
 }
 
 // A shaky topology is another one with jitter on every link.
@@ -323,7 +334,7 @@ func (p *plan) readFriends(s section) {
 	p.friends = s.number("degree", 0, 1, maxNodes)
 	s.done()
 	if p.friends > float64(p.peers-1) {
-		s.wrong("degree", "%g friends are more than %d people can have", p.friends, p.peers)
+		s.clash("degree", "%g friends are more than %d people can have", p.friends, p.peers)
 	}
 }
 
@@ -333,9 +344,9 @@ func (p *plan) window(s section) (from, until time.Duration) {
 	until = s.duration("until", p.duration, 0)
 	switch {
 	case until > p.duration:
-		s.wrong("until", "%v is after the end of the scenario at %v", until, p.duration)
+		s.clash("until", "%v is after the end of the scenario at %v", until, p.duration)
 	case from >= until:
-		s.wrong("from", "%v is not before the end at %v", from, until)
+		s.clash("from", "%v is not before the end at %v", from, until)
 	}
 	return from, until
 }
@@ -347,7 +358,7 @@ func (p *plan) readChat(s section) {
 	c.from, c.until = p.window(s)
 	s.done()
 	if p.friends == 0 {
-		s.problem(s.table.at, "[chat] needs [friends]: nobody has anybody to write to")
+		s.follow(s.table.at, "[chat] needs [friends]: nobody has anybody to write to")
 	}
 	p.chat = c
 }
@@ -371,11 +382,14 @@ const (
 )
 
 func (p *plan) readFault(s section) {
-	s.need("kind", "at")
+	s.need("kind")
 	f := fault{kind: s.choice("kind", faultPartition, faultLoss, faultCrash, faultLink)}
 	if !s.has("kind") {
 		return
 	}
+	s.name += " of kind " + f.kind
+	s.known("kind")
+	s.need("at")
 	f.at = s.duration("at", p.ready(), 0)
 	f.every = s.duration("every", 0, time.Millisecond)
 	f.until = s.duration("until", p.duration, 0)
@@ -383,13 +397,11 @@ func (p *plan) readFault(s section) {
 	if f.every > 0 {
 		s.need("for")
 	}
-	s.name += " of kind " + f.kind
-	s.keys[s.name] = slices.Clone(s.keys["[[fault]]"])
 	switch f.kind {
 	case faultPartition:
 		switch s.one("groups", "share", "between", "by") {
 		case "":
-			s.problem(s.table.at, "a partition needs \"groups\", \"share\", \"between\" or \"by\"")
+			s.follow(s.table.at, "a partition needs \"groups\", \"share\", \"between\" or \"by\"")
 		case "groups":
 			f.groups = s.count("groups", 2, 2, maxNodes)
 		case "share":
@@ -399,7 +411,7 @@ func (p *plan) readFault(s section) {
 		case "by":
 			s.choice("by", "region")
 			if f.parts = p.byRegion(); len(f.parts) < 2 {
-				s.wrong("by", "all nodes are in one region, or in none")
+				s.clash("by", "all nodes are in one region, or in none")
 			}
 		}
 	case faultLoss:
@@ -409,7 +421,7 @@ func (p *plan) readFault(s section) {
 		f.nodes = p.victims(s)
 		f.boundary = s.counts("boundary", [2]int{}, 1, 1_000_000)
 		if f.boundary[1] > 0 && p.config.Store != simulation.Memory {
-			s.wrong("boundary", "crashes at write boundaries need [node] store = \"memory\"")
+			s.clash("boundary", "crashes at write boundaries need [node] store = \"memory\"")
 		}
 	case faultLink:
 		f.nodes = p.victims(s)
@@ -438,11 +450,12 @@ func (p *plan) readParts(s section) [][]string {
 		for _, word := range s.wordsOf(key, v) {
 			names := p.named(word)
 			if names == nil {
-				s.wrong(key, "there is no node and no group %q", word)
+				s.clash(key, "there is no node and no group %q", word)
+				return nil
 			}
 			for _, name := range names {
 				if seen[name] {
-					s.wrong(key, "%s is there twice", name)
+					s.clash(key, "%s is there twice", name)
 				}
 				seen[name] = true
 				part = append(part, name)
@@ -453,7 +466,7 @@ func (p *plan) readParts(s section) [][]string {
 		}
 	}
 	if len(parts) == 0 || len(parts) == 1 && len(seen) == p.nodes {
-		s.wrong(key, "there is nobody on the other side")
+		s.clash(key, "there is nobody on the other side")
 	}
 	return parts
 }
@@ -508,21 +521,21 @@ func (p *plan) victims(s section) int {
 // checkFault checks that a fault fits into the scenario and to those before it.
 func (p *plan) checkFault(s section, f fault) {
 	if f.nodes > p.peers {
-		s.wrong("nodes", "%d are more than the %d people", f.nodes, p.peers)
+		s.clash("nodes", "%d are more than the %d people", f.nodes, p.peers)
 	}
 	switch {
 	case f.at < p.ready():
-		s.wrong("at", "%v is before all %d nodes have been started, which takes %v", f.at, p.started, p.ready())
+		s.clash("at", "%v is before all %d nodes have been started, which takes %v", f.at, p.started, p.ready())
 	case f.until > p.duration:
-		s.wrong("until", "%v is after the end of the scenario at %v", f.until, p.duration)
+		s.clash("until", "%v is after the end of the scenario at %v", f.until, p.duration)
 	case f.at >= f.until:
-		s.wrong("at", "%v is not before the end at %v", f.at, f.until)
+		s.clash("at", "%v is not before the end at %v", f.at, f.until)
 	case f.at+f.last > f.until:
-		s.wrong("for", "the fault lasts until %v, after the end at %v", f.at+f.last, f.until)
+		s.clash("for", "the fault lasts until %v, after the end at %v", f.at+f.last, f.until)
 	case f.every > 0 && (f.until-f.at)/f.every > maxFaults:
-		s.wrong("every", "the fault would occur more than %d times", maxFaults)
+		s.clash("every", "the fault would occur more than %d times", maxFaults)
 	case f.every > 0 && f.every < f.last:
-		s.wrong("every", "the fault lasts %v, and would begin again before it is over", f.last)
+		s.clash("every", "the fault lasts %v, and would begin again before it is over", f.last)
 	default:
 		if f.kind == faultPartition || f.kind == faultLoss {
 			p.checkOverlap(s, f)
@@ -545,7 +558,7 @@ func (p *plan) checkOverlap(s section, f fault) {
 			case u+other.last <= t:
 				theirs = theirs[1:]
 			default:
-				s.wrong("at", "a %s is under way already at %v", f.kind, max(t, u))
+				s.clash("at", "a %s is under way already at %v", f.kind, max(t, u))
 				return
 			}
 		}

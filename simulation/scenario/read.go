@@ -57,8 +57,18 @@ type reader struct {
 	problems []problem
 }
 
+// problem notes what is wrong whatever else the file says.
 func (r *reader) problem(at position, format string, args ...any) {
-	p := problem{r.file, at, fmt.Sprintf(format, args...)}
+	r.note(problem{at: at, text: fmt.Sprintf(format, args...)})
+}
+
+// follow notes what is wrong if everything else is in order.
+func (r *reader) follow(at position, format string, args ...any) {
+	r.note(problem{at: at, text: fmt.Sprintf(format, args...), follows: true})
+}
+
+func (r *reader) note(p problem) {
+	p.file = r.file
 	if !slices.Contains(r.problems, p) { // a value that several sections look at
 		r.problems = append(r.problems, p)
 	}
@@ -100,13 +110,42 @@ func (s section) at(key string) position {
 
 // wrong notes a problem of the value of a key.
 func (s section) wrong(key, format string, args ...any) {
-	s.problem(s.at(key), "%s: %s", key, fmt.Sprintf(format, args...))
+	s.note(problem{at: s.at(key), text: key + ": " + fmt.Sprintf(format, args...), param: s.param(key)})
 }
 
-// need refuses a section without the keys.
+// clash notes that the value of a key does not go with others.
+func (s section) clash(key, format string, args ...any) {
+	s.follow(s.at(key), "%s: %s", key, fmt.Sprintf(format, args...))
+}
+
+// param returns the parameter that stands for the value of a key, or nothing.
+func (s section) param(key string) string {
+	it := s.known(key)
+	if it == nil {
+		return ""
+	}
+	list, ok := it.value.([]any)
+	if !ok {
+		list = []any{it.value}
+	}
+	for _, v := range list {
+		text, _ := v.(string)
+		if m := mention.FindStringSubmatch(text); m != nil {
+			return m[2]
+		}
+	}
+	return ""
+}
+
+// need refuses a section without the keys. One that is misspelt is not missing.
 func (s section) need(keys ...string) {
 	for _, key := range keys {
-		if !s.has(key) {
+		if s.has(key) {
+			continue
+		}
+		if typo := near(key, s.unknown()); typo != "" {
+			s.misspelt(typo, key)
+		} else {
 			s.problem(s.at(key), "%s needs %q", s.name, key)
 		}
 	}
@@ -134,11 +173,27 @@ func (s section) done() {
 		return
 	}
 	known := slices.Sorted(slices.Values(s.keys[s.name]))
-	for _, key := range slices.Sorted(maps.Keys(s.table.keys)) {
-		if !slices.Contains(known, key) {
+	for _, key := range s.unknown() {
+		if meant := near(key, known); meant != "" {
+			s.misspelt(key, meant)
+		} else {
 			s.problem(s.table.keys[key].at, "unknown key %q in %s; it knows %s", key, s.name, strings.Join(known, ", "))
 		}
 	}
+}
+
+// unknown returns the keys that nobody has asked for so far.
+func (s section) unknown() []string {
+	if s.table == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(s.table.keys)), func(key string) bool {
+		return slices.Contains(s.keys[s.name], key)
+	})
+}
+
+func (s section) misspelt(key, meant string) {
+	s.problem(s.table.keys[key].at, "unknown key %q in %s; did you mean %q?", key, s.name, meant)
 }
 
 // sub returns the section below a key; its table is nil if there is none.
@@ -150,7 +205,7 @@ func (s section) sub(key string) section {
 	}
 	t, ok := it.value.(*table)
 	if !ok {
-		s.wrong(key, "this is a table, to be written as %s", name)
+		s.wrong(key, "this is a table: write %s", name)
 	}
 	return s.section(name, t)
 }
@@ -164,7 +219,7 @@ func (s section) subs(key string) []section {
 	}
 	tables, ok := it.value.([]*table)
 	if !ok {
-		s.wrong(key, "this is a list of tables, each to be written as %s", name)
+		s.wrong(key, "there may be several: write %s", name)
 	}
 	var list []section
 	for _, t := range tables {
@@ -190,7 +245,7 @@ func (s section) resolve(key string, v any, kinds ...string) (any, bool) {
 	}
 	i := slices.IndexFunc(s.params, func(p Param) bool { return p.Name == m[2] })
 	if i < 0 {
-		s.wrong(key, "there is no parameter %q%s", m[2], listed(s.params))
+		s.wrong(key, "there is no parameter %q%s", m[2], insteadOf(m[2], s.params))
 		return nil, false
 	}
 	p := s.params[i]
@@ -214,14 +269,17 @@ func (s section) resolve(key string, v any, kinds ...string) (any, bool) {
 	return nil, false // it has a problem of its own
 }
 
-// listed names parameters, for errors.
-func listed(params []Param) string {
+// insteadOf names the parameter that was meant, or all of them, for errors.
+func insteadOf(name string, params []Param) string {
 	if len(params) == 0 {
 		return "; the scenario has none"
 	}
 	names := make([]string, len(params))
 	for i, p := range params {
 		names[i] = p.Name
+	}
+	if meant := near(name, names); meant != "" {
+		return fmt.Sprintf("; did you mean %q?", meant)
 	}
 	return "; there are " + strings.Join(names, ", ")
 }
@@ -285,6 +343,13 @@ func (s section) numberOf(key string, v any, least, most float64) float64 {
 		f = float64(v)
 	case float64:
 		f = v
+	case string:
+		if _, err := strconv.ParseFloat(v, 64); err == nil {
+			s.wrong(key, "%q is a text, and this is a number: write it without quotes", v)
+			return least
+		}
+		s.wrong(key, "%q is not a number", v)
+		return least
 	default:
 		s.wrong(key, "%s is not a number", shown(v))
 		return least
@@ -415,7 +480,7 @@ func readRange[T int | time.Duration](s section, key string, or [2]T, read func(
 	}
 	bounds := [2]T{read(list[0]), read(list[1])}
 	if bounds[0] > bounds[1] {
-		s.wrong(key, "the range begins at %v, above its end at %v", bounds[0], bounds[1])
+		s.clash(key, "the range begins at %v, above its end at %v", bounds[0], bounds[1])
 	}
 	return bounds
 }
@@ -506,7 +571,7 @@ func (r *reader) readParams(s section) {
 		switch kind {
 		case "":
 			if param.Kind == "" {
-				r.problem(it.at, "%s: a parameter needs its default, as a number, duration or share", name)
+				r.follow(it.at, "%s: a parameter needs its default, as a number, duration or share", name)
 			}
 		case kindNumber:
 			f := p.number(kind, 0, -1e15, 1e15)

@@ -80,7 +80,7 @@ func Open(nameOrPath string) (*Scenario, error) {
 		if filepath.Base(nameOrPath) == nameOrPath && filepath.Ext(nameOrPath) == "" {
 			return nil, fmt.Errorf("scenario: there is no scenario %q, nor such a file; shipped are %s", nameOrPath, strings.Join(Names(), ", "))
 		}
-		return nil, fmt.Errorf("reading a scenario: %w", err)
+		return nil, fmt.Errorf("reading a scenario: %w", noFile(nameOrPath, err))
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxFile {
 		return nil, fmt.Errorf("scenario: %s is not a file of at most %d bytes", nameOrPath, maxFile)
@@ -139,7 +139,7 @@ func (s *Scenario) Build(seed uint64, set map[string]string) (simulation.Config,
 	for _, name := range slices.Sorted(maps.Keys(set)) {
 		i := slices.IndexFunc(s.params, func(p Param) bool { return p.Name == name })
 		if i < 0 {
-			errs = append(errs, fmt.Errorf("scenario: %s has no parameter %q%s", s.name, name, listed(s.params)))
+			errs = append(errs, fmt.Errorf("scenario: %s has no parameter %q%s", s.name, name, insteadOf(name, s.params)))
 			continue
 		}
 		v, err := s.params[i].parse(set[name])
@@ -153,7 +153,7 @@ func (s *Scenario) Build(seed uint64, set map[string]string) (simulation.Config,
 		return simulation.Config{}, nil, errors.Join(errs...)
 	}
 	p := r.read(s.root, s.folder)
-	if err := join(r.problems); err != nil {
+	if err := s.blame(r.problems, set); err != nil {
 		return simulation.Config{}, nil, err
 	}
 	cfg := p.config
@@ -162,6 +162,31 @@ func (s *Scenario) Build(seed uint64, set map[string]string) (simulation.Config,
 	cfg.Seed, cfg.Promise = seed, p.promise
 	cfg.Nodes = p.specs(seed)
 	return cfg, p.play, nil
+}
+
+// blame makes an error of the problems of a scenario that was in order before
+// parameters were set: it names those that may be the cause, and the place only
+// if the file is the user's own.
+func (s *Scenario) blame(problems []problem, set map[string]string) error {
+	if len(set) == 0 {
+		return join(problems)
+	}
+	var errs []error
+	for _, p := range genuine(problems) {
+		names := []string{p.param}
+		if _, ok := set[p.param]; !ok {
+			names = slices.Sorted(maps.Keys(set))
+		}
+		for i, name := range names {
+			names[i] = name + "=" + set[name]
+		}
+		text := p.Error()
+		if slices.Contains(Names(), s.file) {
+			text = p.text
+		}
+		errs = append(errs, fmt.Errorf("scenario: %s with %s: %s", s.name, strings.Join(names, ", "), text))
+	}
+	return errors.Join(errs...)
 }
 
 // command returns the command that runs the scenario.

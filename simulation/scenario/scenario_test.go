@@ -34,14 +34,15 @@ func TestErrorsHaveAPlace(t *testing.T) {
 		{"no nodes", "about = \"x\"\nduration = \"1m\"\n", `1:1: the scenario needs "nodes"`},
 		{"unknown key", "weather = \"bad\"\n" + base, `1:1: unknown key "weather" in the scenario; it knows about, `},
 		{"unknown section", base + "[weather]\n", `6:2: unknown key "weather"`},
-		{"unknown key below", base + "[network]\nlos = 0.1\n", `7:1: unknown key "los" in [network]; it knows jitter, latency, `},
+		{"unknown key below", base + "[network]\nlos = 0.1\n", `7:1: unknown key "los" in [network]; did you mean "loss"?`},
 		{"unknown key in a list", base + "[[nodes]]\nname = \"q\"\nsise = 3\n", `8:1: unknown key "sise" in [[nodes]]`},
+		{"unknown key unlike any", base + "[network]\nweather = 0.1\n", `7:1: unknown key "weather" in [network]; it knows jitter, latency, `},
 		{"dotted key", base + "network.los = 0.1\n", `6:1: unknown key "network" in [[nodes]]`},
 		{"key of another kind", base + "[[fault]]\nkind = \"loss\"\nshare = 0.1\nat = \"1m\"\nfor = \"1m\"\ngroups = 2\n", `11:1: unknown key "groups" in [[fault]] of kind loss`},
 		{"table for a value", base + "[duration]\nx = 1\n", `6:2: `},
-		{"value for a table", "network = 3\n" + base, `1:1: network: this is a table, to be written as [network]`},
-		{"value for a list", "fault = 3\n" + base, `1:1: fault: this is a list of tables, each to be written as [[fault]]`},
-		{"table for a list", base + "[fault]\nkind = \"loss\"\n", `6:2: fault: this is a list of tables`},
+		{"value for a table", "network = 3\n" + base, `1:1: network: this is a table: write [network]`},
+		{"value for a list", "fault = 3\n" + base, `1:1: fault: there may be several: write [[fault]]`},
+		{"table for a list", base + "[fault]\nkind = \"loss\"\n", `6:2: fault: there may be several: write [[fault]]`},
 		{"date for a number", base + "[friends]\ndegree = 1979-05-27\n", `7:1: degree: 1979-05-27 is not a number`},
 
 		{"share", base + "[network]\nloss = 1.5\n", `7:1: loss: 1.5 is not a share, which is 0 to 1`},
@@ -78,11 +79,11 @@ func TestErrorsHaveAPlace(t *testing.T) {
 
 		{"names twice", base + "[[nodes]]\nname = \"p3\"\n", `7:1: name: two nodes are named "p3"`},
 		{"region without a map", base + "region = \"europe\"\n", `6:1: region: the network has no regions; [network] matrix gives it some`},
-		{"unknown region", base + "region = [\"europe\", \"moon\"]\n[network]\nmatrix = \"internet\"\n", `6:1: region: the network has no region "moon"; it has [europe `},
+		{"unknown region", base + "region = [\"europe\", \"moon\"]\n[network]\nmatrix = \"internet\"\n", `6:1: region: the network has no region "moon"; it has europe, north-america, `},
 		{"two networks", base + "[network]\nmatrix = \"internet\"\nlatency = \"1ms\"\n", `7:1: matrix: there is "latency" already`},
-		{"missing trace", base + "[network]\ntrace = \"none.csv\"\n", `7:1: trace: open `},
+		{"missing trace", base + "[network]\ntrace = \"none.csv\"\n", `7:1: trace: there is no file testdata` + string(filepath.Separator) + `none.csv`},
 		{"bad trace", base + "[network]\ntrace = \"bad.csv\"\n", `7:1: trace: bad.csv: network: trace: line 2: `},
-		{"missing matrix", base + "[network]\nmatrix = \"none.csv\"\n", `7:1: matrix: open `},
+		{"missing matrix", base + "[network]\nmatrix = \"none.csv\"\n", `7:1: matrix: there is no file testdata` + string(filepath.Separator) + `none.csv`},
 		{"bad matrix", base + "[network]\nmatrix = \"bad.csv\"\n", `7:1: matrix: bad.csv: network: matrix: `},
 
 		{"over before it began", strings.Replace(base, "10m", "1s", 1) + "[node]\nstart = \"1s\"\n", `2:1: duration: 1s is over before all 5 nodes have been started, which takes 5s`},
@@ -94,7 +95,7 @@ func TestErrorsHaveAPlace(t *testing.T) {
 		{"churn of nobody knows", base + "[churn]\nshare = 0.2\n", `6:2: [churn] needs "up"`},
 		{"fault of no kind", base + "[[fault]]\nat = \"1m\"\nfor = \"1m\"\n", `6:3: [[fault]] needs "kind"`},
 		{"fault of unknown kind", base + "[[fault]]\nkind = \"flood\"\nat = \"1m\"\nfor = \"1m\"\n", `7:1: kind: "flood" is not one of partition, loss, crash, link`},
-		{"fault again and again without an end", base + "[[fault]]\nkind = \"loss\"\nshare = 0.3\nat = \"1m\"\nevery = \"2m\"\n", `6:3: [[fault]] needs "for"`},
+		{"fault again and again without an end", base + "[[fault]]\nkind = \"loss\"\nshare = 0.3\nat = \"1m\"\nevery = \"2m\"\n", `6:3: [[fault]] of kind loss needs "for"`},
 		{"fault from the end", base + "[[fault]]\nkind = \"loss\"\nshare = 0.3\nat = \"10m\"\n", `9:1: at: 10m0s is not before the end at 10m0s`},
 		{"fault after the end", base + "[[fault]]\nkind = \"loss\"\nshare = 0.3\nat = \"9m\"\nfor = \"2m\"\n", `10:1: for: the fault lasts until 11m0s, after the end at 10m0s`},
 		{"fault before the beginning", base + "[[fault]]\nkind = \"loss\"\nshare = 0.3\nat = \"100ms\"\nfor = \"2m\"\n", `9:1: at: 100ms is before all 5 nodes have been started, which takes 500ms`},
@@ -158,6 +159,66 @@ func TestErrorsAreGathered(t *testing.T) {
 	}
 }
 
+// What only comes of a mistake is not told beside it.
+func TestMistakesAreToldOnce(t *testing.T) {
+	const chat = "[friends]\ndegree = 4\n[chat]\npause = \"$pause\"\nfrom = \"1m\"\n[params]\npause = { duration = \"1m\", about = \"x\" }\n"
+	for _, tt := range []struct{ old, new, want string }{
+		{"count = 5", "cuont = 5", `5:1: unknown key "cuont" in [[nodes]]; did you mean "count"?`},
+		{"count = 5", `count = "20"`, `5:1: count: "20" is a text, and this is a number: write it without quotes`},
+		{`"10m"`, "3600", `2:1: duration: 3600 is not a duration, such as "90s" or "2h"`},
+		{`duration = "10m"`, `duratoin = "10m"`, `2:1: unknown key "duratoin" in the scenario; did you mean "duration"?`},
+		{"$pause", "$puase", `9:1: pause: there is no parameter "puase"; did you mean "pause"?`},
+		{"pause =", "puase =", `9:1: unknown key "puase" in [chat]; did you mean "pause"?`},
+		{"degree = 4", "degree = true", `7:1: degree: true is not a number`},
+		{"[friends]", "[freinds]", `6:2: unknown key "freinds" in the scenario; did you mean "friends"?`},
+		{"[[nodes]]", "[nodes]", `3:2: nodes: there may be several: write [[nodes]]`},
+		{"[params]", "[[fault]]\nknid = \"loss\"\nat = \"1m\"\n[params]", `12:1: unknown key "knid" in [[fault]]; did you mean "kind"?`},
+		{"[params]", "[[fault]]\nkind = \"partition\"\ngruops = 2\nat = \"1m\"\n[params]", `13:1: unknown key "gruops" in [[fault]] of kind partition; did you mean "groups"?`},
+	} {
+		_, err := read("x", "x.toml", "", strings.Replace(base+chat, tt.old, tt.new, 1))
+		if err == nil || err.Error() != "x.toml:"+tt.want {
+			t.Errorf("%s for %s:\n%v\nwant only\n%s", tt.new, tt.old, err, tt.want)
+		}
+	}
+	if _, err := read("x", "x.toml", "", base+chat); err != nil {
+		t.Error(err)
+	}
+}
+
+// Parameters that make a scenario impossible are named, with their values. The
+// place is named if the file is the user's own.
+func TestBuildNamesTheParameter(t *testing.T) {
+	for _, tt := range []struct {
+		set  map[string]string
+		want string
+	}{
+		{map[string]string{"nodes": "2.5", "pause": "1s"}, `scenario: storm with nodes=2.5: count: 2.5 is not a whole number`},
+		{map[string]string{"nodes": "3", "pause": "1s"}, `scenario: storm with nodes=3, pause=1s: degree: 4 friends are more than 3 people can have`},
+	} {
+		_, _, err := shippedScenario(t, "storm").Build(1, tt.set)
+		if err == nil || err.Error() != tt.want {
+			t.Errorf("%v: %v, want %s", tt.set, err, tt.want)
+		}
+	}
+}
+
+func TestNear(t *testing.T) {
+	for _, tt := range []struct{ word, want string }{
+		{"cuont", "count"},
+		{"los", "loss"},
+		{"Regions", "region"},
+		{"nodes", "node"},
+		{"weather", ""},
+		{"l", ""},
+		{"", ""},
+		{strings.Repeat("count", 100), ""},
+	} {
+		if got := near(tt.word, []string{"n", "count", "loss", "region", "node"}); got != tt.want {
+			t.Errorf("near(%q) = %q, want %q", tt.word, got, tt.want)
+		}
+	}
+}
+
 func TestOpen(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "my world.toml")
@@ -186,7 +247,7 @@ func TestOpen(t *testing.T) {
 	}
 	for _, tt := range []struct{ name, want string }{
 		{"helo", `there is no scenario "helo", nor such a file; shipped are hello, `},
-		{filepath.Join(dir, "none.toml"), "none.toml"},
+		{filepath.Join(dir, "none.toml"), "there is no file " + filepath.Join(dir, "none.toml")},
 		{dir, "is not a file"},
 	} {
 		if _, err := Open(tt.name); err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -249,6 +310,10 @@ func TestReferenceShowsEveryKey(t *testing.T) {
 	r.read(s.root, "")
 	for section, keys := range r.keys {
 		for _, key := range keys {
+			others := slices.DeleteFunc(slices.Clone(keys), func(k string) bool { return k == key || key == "node" || key == "nodes" })
+			if other := near(key, others); other != "" {
+				t.Errorf("key %q of %s could be taken for a misspelt %q", key, section, other)
+			}
 			if !regexp.MustCompile(`(?m)^(# |[a-z]+ = \{ |\[+)?` + key + `( = |\])`).MatchString(Reference()) {
 				t.Errorf("key %q of %s is not there", key, section)
 			}
@@ -310,8 +375,9 @@ loss = "$loss"
 		{"n", "NaN", `scenario: parameter n of x: "NaN" is not a number`},
 		{"loss", "1.5", `scenario: parameter loss of x: 1.5 is not a share, which is 0 to 1`},
 		{"skew", "5", `scenario: parameter skew of x: "5" is not a duration, such as 90s or 2h`},
-		{"n", "2.5", `x.toml:9:1: count: 2.5 is not a whole number`},
-		{"n", "0", `x.toml:9:1: count: 0 is not between 1 and 65536`},
+		{"n", "2.5", `scenario: x with n=2.5: x.toml:9:1: count: 2.5 is not a whole number`},
+		{"lss", "3", `scenario: x has no parameter "lss"; did you mean "loss"?`},
+		{"n", "0", `scenario: x with n=0: x.toml:9:1: count: 0 is not between 1 and 65536`},
 	} {
 		_, _, err := s.Build(1, map[string]string{tt.key: tt.value})
 		if err == nil || err.Error() != tt.want {
