@@ -10,9 +10,9 @@ import (
 	"starling/simulation/bubble"
 )
 
-// crowd is a world of n DHT servers that say nothing, with at most 24
+// silent is a world of n DHT servers that say nothing, with at most 24
 // connections each, and of a thousand with smaller tables.
-func crowd(seed uint64, n int) Config {
+func silent(seed uint64, n int) Config {
 	cfg := Config{Seed: seed}
 	if n >= 1000 {
 		cfg.Table, cfg.Refresh = 8, -1
@@ -41,7 +41,7 @@ func benchmarkIdle(b *testing.B, n int, d time.Duration) {
 	var join, rest time.Duration
 	var memory int64
 	for b.Loop() {
-		r, err := Run(crowd(1, n), func(w *World) error {
+		r, err := Run(silent(1, n), func(w *World) error {
 			j, i, err := idle(w, 100*time.Millisecond, d)
 			join, rest = join+j, rest+i
 			return err
@@ -70,7 +70,7 @@ func BenchmarkIdle1000(b *testing.B) { benchmarkIdle(b, 1000, 30*time.Minute) }
 func BenchmarkTwoSeedsAtOnce(b *testing.B) {
 	defer debug.SetGCPercent(debug.SetGCPercent(300))
 	run := func(seed uint64) {
-		if _, err := Run(crowd(seed, 50), func(w *World) error {
+		if _, err := Run(silent(seed, 50), func(w *World) error {
 			_, _, err := idle(w, 100*time.Millisecond, 30*time.Minute)
 			return err
 		}); err != nil {
