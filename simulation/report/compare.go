@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/pelletier/go-toml/v2"
+
 	"starling/simulation"
 )
 
@@ -54,8 +56,15 @@ func compare(dirs []string) (comparison, error) {
 	fact("scenario", func(m simulation.Manifest) string { return m.Scenario })
 	fact("scenario file", func(m simulation.Manifest) string { return sum(m.Source) })
 	fact("seed", func(m simulation.Manifest) string { return fmt.Sprint(m.Seed) })
+	delete(keys, "nodes") // a fact of its own
 	for _, k := range sortedKeys(keys) {
-		fact(k, func(m simulation.Manifest) string { return m.Params[k] })
+		first := inEffect(c.results[0].Manifest, k)
+		fact(k, func(m simulation.Manifest) string {
+			if v := inEffect(m, k); !alike(first, v) {
+				return v
+			}
+			return first
+		})
 	}
 	fact("nodes", func(m simulation.Manifest) string { return integer(m.Nodes) })
 	fact("store", func(m simulation.Manifest) string { return m.Store })
@@ -102,6 +111,32 @@ func compare(dirs []string) (comparison, error) {
 		c.metrics = append(c.metrics, row)
 	}
 	return c, nil
+}
+
+// inEffect returns the value that a parameter had in a run: the one that was
+// set, or the default in its scenario file.
+func inEffect(m simulation.Manifest, key string) string {
+	if v, ok := m.Params[key]; ok {
+		return v
+	}
+	var file struct {
+		Params map[string]map[string]any `toml:"params"`
+	}
+	if toml.Unmarshal([]byte(m.Source), &file) == nil {
+		for _, kind := range []string{"number", "share", "duration"} {
+			if v, ok := file.Params[key][kind]; ok {
+				return fmt.Sprint(v)
+			}
+		}
+	}
+	return "default"
+}
+
+// alike says whether two values of a parameter are the same, however written.
+func alike(a, b string) bool {
+	x, isX := quantity(a)
+	y, isY := quantity(b)
+	return a == b || isX && isY && x == y
 }
 
 // change writes how much more b is than a; of shares, in points of a hundred.

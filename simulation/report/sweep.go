@@ -258,15 +258,26 @@ type curve struct {
 	y    []interval
 }
 
-// figures returns, for every metric that varied, a figure for every key.
+// twin returns the first metric that has the values of metric i in every
+// setting: i itself, or one whose plots are the same.
+func (s sweep) twin(i int) int {
+	return slices.IndexFunc(s.metrics[:i+1], func(m simulation.Metric) bool {
+		j := s.index(m.Name)
+		return i == j || m.Unit == s.metrics[i].Unit && !slices.ContainsFunc(s.groups, func(g group) bool {
+			return fmt.Sprint(g.metrics[i]) != fmt.Sprint(g.metrics[j]) // NaN is like NaN
+		})
+	})
+}
+
+// figures returns a figure for every key, for each metric that varied and is
+// the first of its twins.
 func (s sweep) figures() [][]figure {
-	var all [][]figure
+	all := make([][]figure, len(s.metrics))
 	taken := map[string]bool{}
 	for i, m := range s.metrics {
-		if !s.varied(i) {
+		if !s.varied(i) || s.twin(i) != i {
 			continue
 		}
-		var of []figure
 		for _, key := range s.keys {
 			f := s.figure(i, key)
 			base := fileName(m.Name + "-by-" + key)
@@ -275,9 +286,8 @@ func (s sweep) figures() [][]figure {
 				f.name = fmt.Sprintf("%s-%d", base, n)
 			}
 			taken[f.name] = true
-			of = append(of, f)
+			all[i] = append(all[i], f)
 		}
-		all = append(all, of)
 	}
 	return all
 }

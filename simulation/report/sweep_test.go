@@ -239,3 +239,65 @@ func TestCompareSideBySide(t *testing.T) {
 		t.Errorf("comparing with a missing folder: %v", err)
 	}
 }
+
+func TestCompareTakesDefaultsForWhatTheyAre(t *testing.T) {
+	dir := t.TempDir()
+	a, b := small(), small()
+	for _, r := range []*simulation.Result{a, b} {
+		r.Manifest.Source = "[params]\nloss = { share = 0.3, about = \"loss\" }\nskew = { duration = \"20m\" }\nnodes = { number = 3 }\n"
+		r.Manifest.Params = nil
+	}
+	b.Manifest.Params = map[string]string{"loss": "0.30", "skew": "10m", "nodes": "4", "gone": "1"}
+	b.Manifest.Nodes = 4
+	var out strings.Builder
+	if err := Compare(&out, finish(t, filepath.Join(dir, "a"), a), finish(t, filepath.Join(dir, "b"), b)); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(strings.FieldsFunc(out.String(), func(r rune) bool { return r == ' ' }), " ")
+	for _, want := range []string{"\nskew 20m 10m\n", "\ngone default 1\n", "\nnodes 3 4\n"} {
+		if strings.Count(text, want) != 1 {
+			t.Errorf("the comparison does not say %q once:\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "\nloss ") || strings.Count(text, "\nnodes ") != 1 {
+		t.Errorf("the comparison lists what is the same, or twice:\n%s", text)
+	}
+
+	if err := Sweep(filepath.Join(dir, "sweep"), []Run{runOf(1, nil, "held", 1)}); err != nil {
+		t.Fatal(err)
+	}
+	err := Compare(&out, filepath.Join(dir, "sweep"), filepath.Join(dir, "a"))
+	if want := "is a sweep; its runs are in " + filepath.Join(dir, "sweep", runsDir); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("comparing a sweep: %v, want %q", err, want)
+	}
+}
+
+func TestSweepIsCitedAndShowsEachPlotOnce(t *testing.T) {
+	var runs []Run
+	for i, loss := range []string{"0", "0", "0.1", "0.1"} {
+		r := runOf(uint64(i%2+4), map[string]string{"loss": loss, "nodes": "9"}, "held", float64(i))
+		r.Manifest.Repeat, r.Manifest.Source = "starling-sim run town.toml --seed=4 --set=loss=0", "duration = \"<1h>\""
+		r.Metrics = append(r.Metrics, simulation.Metric{Name: "copy", Value: float64(i), Unit: "s"})
+		runs = append(runs, r)
+	}
+	dir := t.TempDir()
+	if err := Sweep(dir, runs); err != nil {
+		t.Fatal(err)
+	}
+	page := strings.ReplaceAll(read(t, dir, "index.html"), nbsp, " ")
+	for _, want := range []string{
+		"starling-sim sweep town.toml --seeds=4..5 --vary=loss=0,0.1 --set=nodes=9<", "scenario “town” with loss=0, 0.1; nodes=9; 4 runs, seeds 4..5, go1.26.0",
+		"duration = &#34;&lt;1h&gt;&#34;", "Equal to it in every run: copy.",
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the index does not say %q", want)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "copy-by-loss.svg")); err == nil {
+		t.Error("a plot is there twice")
+	}
+	runs[0].Manifest.Params = nil
+	if got := sweepOf(runs).command(runs); got != "" {
+		t.Errorf("%q does not repeat a run without the parameter", got)
+	}
+}

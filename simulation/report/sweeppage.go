@@ -3,7 +3,10 @@ package report
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"time"
+	"unicode"
 
 	"starling/simulation"
 )
@@ -15,11 +18,14 @@ type sweepPage struct {
 	Constant    *grid
 	Runs        *grid
 	Explanation string
+
+	Command, Cite, Source string
 }
 
 // A variedMetric is a section: a metric that was not the same in all runs.
 type variedMetric struct {
 	ID, Title string
+	Same      []string // metrics that had the same values everywhere
 	Figures   []figure
 	Means     *grid
 }
@@ -51,7 +57,7 @@ func (s sweep) writePage(w io.Writer, dir string, runs []Run, figures [][]figure
 	if len(s.broken) > 0 {
 		p.Explanation += fmt.Sprintf(" Left out: %s that did not end well.", plural(len(s.broken), "run", "runs"))
 	}
-	next := 0
+	at := map[int]int{} // index in p.Varied of a metric
 	for i, metric := range s.metrics {
 		if !s.varied(i) {
 			if p.Constant == nil {
@@ -60,10 +66,15 @@ func (s sweep) writePage(w io.Writer, dir string, runs []Run, figures [][]figure
 			p.Constant.add(label(metric.Name), value(s.first(i), metric.Unit))
 			continue
 		}
-		v := variedMetric{ID: fmt.Sprintf("metric-%d", i), Title: label(metric.Name), Figures: figures[next], Means: s.means(i)}
-		next++
-		p.Varied = append(p.Varied, v)
+		if j := s.twin(i); j != i {
+			of := &p.Varied[at[j]]
+			of.Same = append(of.Same, label(metric.Name))
+			continue
+		}
+		at[i] = len(p.Varied)
+		p.Varied = append(p.Varied, variedMetric{ID: fmt.Sprintf("metric-%d", i), Title: label(metric.Name), Figures: figures[i], Means: s.means(i)})
 	}
+	p.Command, p.Cite, p.Source = s.command(runs), s.cite(runs), m.Source
 	p.Runs = s.list(dir, runs)
 	return templates.ExecuteTemplate(w, "sweep.html", p)
 }
@@ -93,6 +104,60 @@ func (s sweep) headline(m simulation.Manifest, n int) string {
 		return what + ": one broke a promise."
 	}
 	return fmt.Sprintf("%s: %s broke a promise.", what, integer(violated))
+}
+
+// seedsOf writes the seeds of the runs, and says whether they are all from the
+// lowest to the highest.
+func seedsOf(runs []Run) (string, bool) {
+	var seeds []uint64
+	for _, r := range runs {
+		seeds = append(seeds, r.Manifest.Seed)
+	}
+	slices.Sort(seeds)
+	seeds = slices.Compact(seeds)
+	first, last := seeds[0], seeds[len(seeds)-1]
+	return fmt.Sprintf("%d..%d", first, last), last-first == uint64(len(seeds)-1)
+}
+
+// command repeats the sweep; empty if no one command does.
+func (s sweep) command(runs []Run) string {
+	words := strings.Fields(runs[0].Manifest.Repeat)
+	seeds, whole := seedsOf(runs)
+	if len(words) < 3 || words[1] != "run" || strings.ContainsAny(words[2], `'"\`) || !whole {
+		return ""
+	}
+	c := words[0] + " sweep " + words[2] + " --seeds=" + seeds
+	for _, k := range sortedKeys(s.values) {
+		option, list := " --set=", strings.Join(s.values[k], ",")
+		if len(s.values[k]) > 1 {
+			option = " --vary="
+		}
+		if slices.Contains(s.values[k], "") || strings.ContainsFunc(k+list, func(r rune) bool {
+			return !strings.ContainsRune("._-,%+", r) && (r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r))
+		}) {
+			return "" // not set in all runs, or in need of quotes
+		}
+		c += option + k + "=" + list
+	}
+	return c
+}
+
+// cite is how a paper may name the sweep.
+func (s sweep) cite(runs []Run) string {
+	m := runs[0].Manifest
+	c := fmt.Sprintf("Starling simulator %s, scenario “%s”", m.Version, m.Scenario)
+	for i, k := range sortedKeys(s.values) {
+		c += []string{" with ", "; "}[min(i, 1)] + k + "=" + strings.Join(s.values[k], ", ")
+	}
+	seeds, whole := seedsOf(runs)
+	if !whole {
+		seeds += ", not all"
+	}
+	c += fmt.Sprintf("; %s, seeds %s, %s, virtual time from %s", plural(len(runs), "run", "runs"), seeds, m.Go, m.Epoch.UTC().Format(time.RFC3339))
+	if slices.ContainsFunc(runs, func(r Run) bool { return !r.Manifest.Exact }) {
+		return c + ", statistically reproducible."
+	}
+	return c + ", exact."
 }
 
 // name tells a run of the sweep from the others.
@@ -135,9 +200,9 @@ func (s sweep) means(i int) *grid {
 }
 
 func (s sweep) list(dir string, runs []Run) *grid {
-	g := &grid{Caption: "All runs", Head: columns("Run", "Outcome", "Delivered#", "Median#", "99 %#"), Tall: true, Quiet: true}
+	g := &grid{Caption: "All runs", Head: columns("Run", "Outcome", "Delivered#", "Median#", "99"+nbsp+"%#", "Longest#"), Tall: true, Quiet: true}
 	for _, r := range runs {
-		g.add(s.name(r.Manifest), r.Manifest.Outcome, percent(metric(r, "delivered_share")), value(metric(r, "delivery_p50"), "s"), value(metric(r, "delivery_p99"), "s"))
+		g.add(s.name(r.Manifest), r.Manifest.Outcome, percent(metric(r, "delivered_share")), value(metric(r, "delivery_p50"), "s"), value(metric(r, "delivery_p99"), "s"), value(metric(r, "delivery_max"), "s"))
 		if rel := relative(dir, r.Dir); rel != "" {
 			g.Rows[len(g.Rows)-1][0].Link = rel + "/" + pageFile
 		}
