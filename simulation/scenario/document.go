@@ -34,6 +34,7 @@ type problem struct {
 	at   position
 	text string
 
+	section string // or empty
 	param   string // that stands for the value; or empty
 	follows bool   // may come of another problem, and counts only if there is no other kind
 }

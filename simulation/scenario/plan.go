@@ -443,12 +443,13 @@ func (p *plan) readParts(s section) [][]string {
 		s.wrong(key, "%s is not a list of parts, such as [[\"ada\", \"bo\"], [\"cy\"]]", shown(s.known(key).value))
 		return nil
 	}
+	named := p.named()
 	var parts [][]string
 	seen := map[string]bool{}
 	for _, v := range list {
 		var part []string
 		for _, word := range s.wordsOf(key, v) {
-			names := p.named(word)
+			names := named[word]
 			if names == nil {
 				s.clash(key, "there is no node and no group %q", word)
 				return nil
@@ -471,18 +472,19 @@ func (p *plan) readParts(s section) [][]string {
 	return parts
 }
 
-// named returns the names of the nodes of a group, or of one node.
-func (p *plan) named(word string) []string {
+// named returns the names of the nodes that a word stands for: those of a group,
+// or one node's. A group goes before a node of its name.
+func (p *plan) named() map[string][]string {
+	list := map[string][]string{}
 	for _, g := range p.groups {
-		names := g.names()
-		if g.name == word {
-			return names
-		}
-		if slices.Contains(names, word) {
-			return []string{word}
+		for _, name := range g.names() {
+			list[name] = []string{name}
 		}
 	}
-	return nil
+	for _, g := range p.groups {
+		list[g.name] = g.names()
+	}
+	return list
 }
 
 // byRegion returns the names of the nodes of each region that has some.

@@ -110,12 +110,12 @@ func (s section) at(key string) position {
 
 // wrong notes a problem of the value of a key.
 func (s section) wrong(key, format string, args ...any) {
-	s.note(problem{at: s.at(key), text: key + ": " + fmt.Sprintf(format, args...), param: s.param(key)})
+	s.note(problem{at: s.at(key), text: key + ": " + fmt.Sprintf(format, args...), section: s.name, param: s.param(key)})
 }
 
 // clash notes that the value of a key does not go with others.
 func (s section) clash(key, format string, args ...any) {
-	s.follow(s.at(key), "%s: %s", key, fmt.Sprintf(format, args...))
+	s.note(problem{at: s.at(key), text: key + ": " + fmt.Sprintf(format, args...), section: s.name, follows: true})
 }
 
 // param returns the parameter that stands for the value of a key, or nothing.

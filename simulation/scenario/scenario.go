@@ -165,7 +165,7 @@ func (s *Scenario) Build(seed uint64, set map[string]string) (simulation.Config,
 }
 
 // blame makes an error of the problems of a scenario that was in order before
-// parameters were set: it names those that may be the cause, and the place only
+// parameters were set: it names those that may be the cause, and the line only
 // if the file is the user's own.
 func (s *Scenario) blame(problems []problem, set map[string]string) error {
 	if len(set) == 0 {
@@ -182,7 +182,7 @@ func (s *Scenario) blame(problems []problem, set map[string]string) error {
 		}
 		text := p.Error()
 		if slices.Contains(Names(), s.file) {
-			text = p.text
+			text = strings.TrimPrefix(p.section+": "+p.text, ": ")
 		}
 		errs = append(errs, fmt.Errorf("scenario: %s with %s: %s", s.name, strings.Join(names, ", "), text))
 	}

@@ -186,14 +186,14 @@ func TestMistakesAreToldOnce(t *testing.T) {
 }
 
 // Parameters that make a scenario impossible are named, with their values. The
-// place is named if the file is the user's own.
+// line is named if the file is the user's own.
 func TestBuildNamesTheParameter(t *testing.T) {
 	for _, tt := range []struct {
 		set  map[string]string
 		want string
 	}{
-		{map[string]string{"nodes": "2.5", "pause": "1s"}, `scenario: storm with nodes=2.5: count: 2.5 is not a whole number`},
-		{map[string]string{"nodes": "3", "pause": "1s"}, `scenario: storm with nodes=3, pause=1s: degree: 4 friends are more than 3 people can have`},
+		{map[string]string{"nodes": "2.5", "pause": "1s"}, `scenario: storm with nodes=2.5: [[nodes]]: count: 2.5 is not a whole number`},
+		{map[string]string{"nodes": "3", "pause": "1s"}, `scenario: storm with nodes=3, pause=1s: [friends]: degree: 4 friends are more than 3 people can have`},
 	} {
 		_, _, err := shippedScenario(t, "storm").Build(1, tt.set)
 		if err == nil || err.Error() != tt.want {
