@@ -121,7 +121,7 @@ func (e *exploration) ask(ctx context.Context, p peer.ID) []peer.ID {
 	}
 	var named []peer.ID
 	for _, c := range closer[:min(len(closer), 2*e.d.cfg.Table)] {
-		addrs := c.Addrs
+		addrs := c.Addrs[:min(len(c.Addrs), maxSavedAddrs)]
 		if !e.d.cfg.AllowPrivate {
 			addrs = public(addrs)
 		}

@@ -163,7 +163,7 @@ func (a *app) resultJSON(dir string, r *simulation.Result) {
 func numbers(list []simulation.Metric) map[string]float64 {
 	m := map[string]float64{}
 	for _, v := range list {
-		if !math.IsNaN(v.Value) { // none, for which JSON has no number
+		if !math.IsNaN(v.Value) && !math.IsInf(v.Value, 0) { // JSON has no number for them
 			m[v.Name] = v.Value
 		}
 	}
