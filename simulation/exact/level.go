@@ -19,11 +19,15 @@ var level []unsafe.Pointer
 // collector switched off ([Env]). In a program that is not exact it does
 // nothing.
 //
-// It fills every hole below the next arena, and then every span that has room
-// left, of each size and kind.
+// It collects garbage first, as a collection during the run would make holes of
+// it. Then it fills every hole below the next arena, and every span that has
+// room left, of each size and kind.
 func Level() {
 	if !Enabled() {
 		return
+	}
+	for range 3 { // what waits for a finalizer or in a pool outlives one or two
+		runtime.GC()
 	}
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)

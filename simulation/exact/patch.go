@@ -47,6 +47,12 @@ var patches = []patch{
 				"\tnmp := mget()\n" + exactThread,
 			},
 			{
+				// Every 61st turn the scheduler looks at the queue of the process first.
+				// Turns are those of the bubble, since its beginning.
+				"\tif !inheritTime {\n\t\tmp.p.ptr().schedtick++\n",
+				"\tif !inheritTime && (!exactBuild || gp.bubble != nil) {\n\t\tmp.p.ptr().schedtick++\n",
+			},
+			{
 				"if scavenger.sysmonWake.Load() != 0 {",
 				"if !exactBuild && scavenger.sysmonWake.Load() != 0 {",
 			},
@@ -161,6 +167,7 @@ func exactRandInit() {
 		x = (x ^ uint64(c)) * 0x100000001b3
 	}
 	exactState = x
+	getg().m.p.ptr().schedtick = 0
 }
 
 //go:nosplit
