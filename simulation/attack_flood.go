@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"starling/node"
 )
 
 // A Flood is users who are a nuisance. Spammers hold the victim's public link;
@@ -235,6 +237,9 @@ func (l *listing) look() {
 	l.most = max(l.most, requests)
 }
 
+// manyLines is more than a node keeps of a request.
+const manyLines = 100
+
 // report writes what a flood did into the results.
 func (f Flood) report(w *World, calm, storm time.Duration, spam *nuisance, listed *listing) error {
 	live := f.Victim.Live()
@@ -247,16 +252,12 @@ func (f Flood) report(w *World, calm, storm time.Duration, spam *nuisance, liste
 	}
 	most := 0
 	for _, c := range requests {
-		entries := 0
-		for m, err := range history(live, c.Name) {
-			if err != nil {
-				return fmt.Errorf("reading a request of %s: %w", f.Victim.Name(), err)
-			}
-			if m.Kind == "text" {
-				entries++
-			}
+		lines, err := live.History(context.Background(), c.Name, manyLines, "")
+		if err != nil {
+			return fmt.Errorf("reading a request of %s: %w", f.Victim.Name(), err)
 		}
-		most = max(most, entries)
+		lines = slices.DeleteFunc(lines, func(m node.Message) bool { return m.Kind != "text" })
+		most = max(most, len(lines))
 	}
 	listed.look()
 	messages, _, _ := w.oracle.results()

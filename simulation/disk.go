@@ -13,7 +13,7 @@ import (
 // A disk is what a node keeps through a crash.
 type disk interface {
 	open(store.Config) (*store.DB, error)
-	crash()                     // what was not synced is gone, and the open store is dead
+	crash() error               // what was not synced is gone, and the open store is dead
 	crashAt(k int, then func()) // the same at the k-th coming write boundary
 	steps() int                 // write boundaries passed
 	remove() error
@@ -23,7 +23,7 @@ type disk interface {
 type memoryDisk struct{ d *store.Disk }
 
 func (m memoryDisk) open(cfg store.Config) (*store.DB, error) { return store.OpenMemory(cfg, m.d) }
-func (m memoryDisk) crash()                                   { m.d.Crash() }
+func (m memoryDisk) crash() error                             { m.d.Crash(); return nil }
 func (m memoryDisk) crashAt(k int, then func())               { m.d.CrashAt(k, then) }
 func (m memoryDisk) steps() int                               { return m.d.Steps() }
 func (m memoryDisk) remove() error                            { return nil }
@@ -43,12 +43,13 @@ func (f *folderDisk) open(cfg store.Config) (*store.DB, error) {
 	return store.Open(cfg)
 }
 
-func (f *folderDisk) crash() {
+func (f *folderDisk) crash() error {
 	from := f.dir()
 	f.life++
 	if err := os.CopyFS(f.dir(), os.DirFS(from)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		panic(fmt.Sprintf("simulation: copying a crashed store: %v", err))
+		return fmt.Errorf("copying a crashed store: %w", err)
 	}
+	return nil
 }
 
 func (f *folderDisk) crashAt(int, func()) {

@@ -168,8 +168,11 @@ func (n *Node) Crash() {
 
 func (n *Node) crash(detail string) {
 	n.port.Cut()
-	n.disk.crash()
+	diskErr := n.disk.crash()
 	live := n.take(true)
+	if diskErr != nil {
+		n.w.stop(fmt.Errorf("crashing %s: %w", n.spec.Name, diskErr))
+	}
 	if live == nil {
 		return
 	}
@@ -216,11 +219,27 @@ func (n *Node) Boundaries() int { return n.disk.steps() }
 // follow reads the node's journal, as a user's program would, and hands it to
 // the oracle.
 func (n *Node) follow(ctx context.Context, live *node.Node) {
-	_ = live.Events(ctx, n.seen, true, func(e node.Event) error { // it ends with ctx or with the store
+	err := live.Events(ctx, n.seen, true, func(e node.Event) error {
 		n.seen = e.Seq
 		n.w.oracle.heard(n, e)
 		return nil
 	})
+	// A disk that lost its power says so to whoever reads, and the node is down a
+	// moment later. Nothing else may keep the oracle from reading on.
+	t := time.NewTimer(time.Second)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+		n.w.stop(fmt.Errorf("reading the journal of %s: %w", n.spec.Name, err))
+	}
+}
+
+// upSince returns when the node was started last.
+func (n *Node) upSince() time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.since
 }
 
 // errDown means that the node does not run.
@@ -267,11 +286,15 @@ func (n *Node) Add(m *Node, link string) error {
 // Knows reports whether m is an accepted contact of n.
 func (n *Node) Knows(m *Node) bool {
 	n.w.alive()
+	return n.knows(m)
+}
+
+func (n *Node) knows(m *Node) bool {
 	live := n.Live()
 	if live == nil {
 		return false
 	}
-	list, err := live.Contacts(n.w.ctx, false)
+	list, err := live.Contacts(context.Background(), false)
 	return err == nil && slices.ContainsFunc(list, func(c node.Contact) bool { return c.Account == m.account && c.State == "accepted" })
 }
 
@@ -291,10 +314,29 @@ func (n *Node) Send(m *Node, text string) (id string, err error) {
 	n.w.oracle.offered(id, n, m, text)
 	if _, err := live.Send(n.w.ctx, m.spec.Name, text, raw[:]); err != nil {
 		n.w.oracle.withdrawn(id)
+		if _, refused := errors.AsType[*node.Error](err); !refused {
+			n.mustFall(live, err)
+		}
 		return "", fmt.Errorf("%s writes to %s: %w", n.spec.Name, m.spec.Name, err)
 	}
 	n.w.oracle.promised(id)
 	return id, nil
+}
+
+// mustFall ends the run if live still runs in a second: what it said is said by
+// nodes that lost their disk, and by no other.
+func (n *Node) mustFall(live *node.Node, err error) {
+	n.w.loose.Go(func() {
+		t := time.NewTimer(time.Second)
+		defer t.Stop()
+		select {
+		case <-n.w.ctx.Done():
+		case <-t.C:
+			if n.Live() == live {
+				n.w.stop(fmt.Errorf("%s runs, and refuses a text: %w", n.spec.Name, err))
+			}
+		}
+	})
 }
 
 // lockedRand is a node's source of randomness. It is never begun anew: a node

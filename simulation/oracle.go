@@ -3,8 +3,8 @@ package simulation
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"runtime"
@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"starling/node"
+	"starling/node/store"
+	"starling/protocol/identity"
 	"starling/protocol/ratchet"
 )
 
@@ -38,7 +40,8 @@ type oracle struct {
 	messages map[string]*letter
 	accepted []*letter
 	pairs    map[[2]int]*pair
-	open     int // accepted and not confirmed, nuisances aside
+	open     int       // accepted and not confirmed, nuisances aside
+	waiting  []*letter // those, and some that were confirmed lately
 	sealed   map[nonceUse][32]byte
 	count    Envelopes
 	verdict  *Violation // the first one
@@ -134,6 +137,7 @@ func (o *oracle) acceptLocked(m *letter) {
 	o.accepted = append(o.accepted, m)
 	if !m.nuisance {
 		o.open++
+		o.waiting = append(o.waiting, m)
 	}
 	o.w.log.add(Event{Type: "accepted", Node: o.w.nodes[m.From].spec.Name, Peer: o.w.nodes[m.To].spec.Name, ID: m.ID})
 }
@@ -295,106 +299,162 @@ func (v observer) Refused(before, after [32]byte) {
 	}
 }
 
-// audit reads every chat of every node that runs, and compares it with what was
-// sent: what journals said may be gone from the history.
-func (o *oracle) audit() {
+// audit opens the disk of every node, after all were closed, and compares what
+// it holds with what was sent and shown: the rest of the journal, and every
+// chat.
+func (o *oracle) audit() error {
 	shown := map[string]int{} // by message
 	kept := map[string]bool{} // at the sender
-	running := map[int]bool{}
+	var rest []unread
 	for _, n := range o.w.nodes {
-		live := n.Live()
-		if live == nil {
-			continue
+		if n.account == "" {
+			continue // it never ran
 		}
-		running[n.index] = true
-		if err := o.read(n, live, shown, kept); err != nil {
-			o.w.stop(err)
-			return
+		events, err := o.read(n, shown, kept)
+		if err != nil {
+			return fmt.Errorf("reading what %s kept: %w", n.spec.Name, err)
 		}
+		rest = append(rest, events...)
+		o.w.dog.Bump()
+	}
+	// What was written comes before what was shown, and that before what was
+	// confirmed, whatever the order of the nodes.
+	slices.SortStableFunc(rest, func(a, b unread) int { return cmp.Compare(a.rank(), b.rank()) })
+	for _, u := range rest {
+		o.heard(u.n, u.e)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, m := range o.accepted {
 		from, to := o.w.nodes[m.From].spec.Name, o.w.nodes[m.To].spec.Name
 		switch {
-		case running[m.From] && !kept[m.ID] && m.promised:
+		case !kept[m.ID] && m.promised:
 			o.violatedLocked(oracleLost, "%s accepted message %s for %s and has forgotten it", from, m.ID, to)
-		case running[m.To] && m.Shown >= 0 && shown[m.ID] == 0:
+		case m.Shown >= 0 && shown[m.ID] == 0:
 			o.violatedLocked(oracleLost, "%s showed message %s of %s and has forgotten it", to, m.ID, from)
 		case shown[m.ID] > 1:
 			o.violatedLocked(oracleTwice, "%s has message %s of %s %d times in its history", to, m.ID, from, shown[m.ID])
 		}
 	}
-}
-
-// read notes what a node's chats hold, and that they are in order.
-func (o *oracle) read(n *Node, live *node.Node, shown map[string]int, kept map[string]bool) error {
-	for _, requests := range []bool{false, true} {
-		contacts, err := live.Contacts(context.Background(), requests)
-		if err != nil {
-			return fmt.Errorf("reading the contacts of %s: %w", n.spec.Name, err)
-		}
-		for _, c := range contacts {
-			last := 0
-			for m, err := range history(live, c.Name) {
-				if err != nil {
-					return fmt.Errorf("reading a chat of %s: %w", n.spec.Name, err)
-				}
-				if m.Kind != "text" {
-					continue
-				}
-				if m.State != "received" {
-					kept[m.ID] = true
-					continue
-				}
-				shown[m.ID]++
-				o.mu.Lock()
-				l := o.messages[m.ID]
-				switch {
-				case l == nil || l.To != n.index:
-					o.violatedLocked(oracleForged, "%s has a message %s in its history that nobody sent", n.spec.Name, m.ID)
-				case l.number < last:
-					o.violatedLocked(oracleOrder, "%s has message %d of %s after number %d in its history", n.spec.Name, l.number, o.w.nodes[l.From].spec.Name, last)
-				default:
-					last = l.number
-				}
-				o.mu.Unlock()
-			}
-		}
-	}
 	return nil
 }
 
-// historyPage is how much of a chat is read at once.
-const historyPage = 200
+// An unread is an event of a journal that nobody read while its node ran.
+type unread struct {
+	n *Node
+	e node.Event
+}
 
-// history yields a chat, oldest first.
-func history(live *node.Node, chat string) func(func(node.Message, error) bool) {
-	return func(yield func(node.Message, error) bool) {
-		var pages [][]node.Message
-		before := ""
-		for {
-			page, err := live.History(context.Background(), chat, historyPage, before)
+func (u unread) rank() int {
+	switch u.e.State {
+	case "queued":
+		return 0
+	case "received":
+		return 1
+	}
+	return 2
+}
+
+// read notes what a node's disk holds, and that it is in order. It returns what
+// is in the journal beyond what was read.
+func (o *oracle) read(n *Node, shown map[string]int, kept map[string]bool) (rest []unread, err error) {
+	db, err := n.disk.open(store.Config{Key: n.key, Rand: n.rand, Now: n.Clock})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	err = db.View(func(tx *store.Tx) error {
+		last := uint64(0)
+		for row, err := range store.Journal.ScanBack(tx, nil, nil) {
 			if err != nil {
-				yield(node.Message{}, err)
-				return
+				return err
 			}
-			if len(page) == 0 {
-				break
-			}
-			pages = append(pages, page)
-			before = page[0].ID
-			if len(page) < historyPage {
-				break
-			}
+			last = row.Key.Order()
+			break
 		}
-		for _, page := range slices.Backward(pages) {
-			for _, m := range page {
-				if !yield(m, nil) {
-					return
-				}
-			}
+		if last < n.seen {
+			o.mu.Lock()
+			o.violatedLocked(oracleLost, "%s had shown %d events, and has %d", n.spec.Name, n.seen, last)
+			o.mu.Unlock()
 		}
+		for row, err := range store.Journal.Scan(tx, nil, store.JournalKey(n.seen+1)) {
+			if err != nil {
+				return err
+			}
+			e := node.Event{Seq: row.Key.Order(), Type: row.Value.Type, State: row.Value.State, ID: hex.EncodeToString(row.Value.Id), Text: row.Value.Text}
+			if from, err := identity.ParseAccount(row.Value.From); err == nil {
+				e.From = from.String()
+			}
+			rest = append(rest, unread{n, e})
+		}
+		lines := map[identity.Account]int{} // highest number of a chat so far
+		for row, err := range store.History.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			if row.Value.Notice {
+				continue
+			}
+			id := hex.EncodeToString(row.Value.Id)
+			if row.Value.State != store.Entry_RECEIVED {
+				kept[id] = true
+				continue
+			}
+			shown[id]++
+			chat := row.Key.Account()
+			lines[chat] = max(lines[chat], o.keptLine(n, id, row.Value.Text, lines[chat]))
+		}
+		return nil
+	})
+	return rest, err
+}
+
+// keptLine checks a line of a chat that follows number last of its sender, and
+// returns its number.
+func (o *oracle) keptLine(n *Node, id, text string, last int) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	m := o.messages[id]
+	switch {
+	case m == nil || m.To != n.index || m.text != digest(text):
+		o.violatedLocked(oracleForged, "%s has a message %s in its history that nobody sent like that", n.spec.Name, id)
+		return last
+	case m.number < last:
+		o.violatedLocked(oracleOrder, "%s has message %d of %s after number %d in its history", n.spec.Name, m.number, o.w.nodes[m.From].spec.Name, last)
+	}
+	return m.number
+}
+
+// overdue looks for a text that should have arrived: its sender and its
+// recipient are friends and have run, and nothing was wrong, for as long as the
+// promise says. Scenarios that do not wait for what they sent are held to it
+// too.
+func (o *oracle) overdue() {
+	now := o.w.Now()
+	calm, quiet := o.w.calm()
+	if !calm {
+		return
+	}
+	o.mu.Lock()
+	o.waiting = slices.DeleteFunc(o.waiting, func(m *letter) bool { return m.Confirmed >= 0 || m.nuisance })
+	var late []*letter
+	for _, m := range o.waiting {
+		if now > max(m.Accepted, quiet)+o.w.cfg.Promise {
+			late = append(late, m)
+		}
+	}
+	o.mu.Unlock()
+	for _, m := range late {
+		from, to := o.w.nodes[m.From], o.w.nodes[m.To]
+		if now <= max(from.upSince(), to.upSince())+o.w.cfg.Promise || !from.Running() || !to.Running() || !from.knows(to) || !to.knows(from) {
+			continue
+		}
+		o.mu.Lock()
+		if m.Confirmed < 0 {
+			o.violatedLocked(oracleLost, "message %s of %s for %s, accepted at %v, has not arrived, and nothing was wrong for %v",
+				m.ID, from.spec.Name, to.spec.Name, m.Accepted, o.w.cfg.Promise)
+		}
+		o.mu.Unlock()
 	}
 }
 

@@ -353,3 +353,124 @@ func TestGoroutineLeftIsSeen(t *testing.T) {
 	})
 	caught(t, r, err, oracleGoroutine)
 }
+
+func TestMessageThatVanishesIsLateWithoutSettle(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		bo.Crash()
+		if _, err := ada.Send(bo, "hello"); err != nil {
+			return err
+		}
+		if err := ada.db.Update(emptyOutbox); err != nil {
+			return err
+		}
+		w.Sleep(time.Second)
+		if err := bo.Start(); err != nil {
+			return err
+		}
+		w.Sleep(time.Hour)
+		return nil
+	})
+	caught(t, r, err, oracleLost)
+}
+
+// emptyOutbox forgets everything that waits.
+func emptyOutbox(tx *store.Tx) error {
+	for row, err := range store.Outbox.Scan(tx, nil, nil) {
+		if err != nil {
+			return err
+		}
+		if err := store.Outbox.Delete(tx, row.Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestViolationOutranksWhateverElseWentWrong(t *testing.T) {
+	r, err := Run(couple(1), func(*World) error {
+		go time.Sleep(2 * lingering)
+		return errors.New("the scenario has had enough")
+	})
+	caught(t, r, err, oracleGoroutine)
+	if !strings.Contains(err.Error(), "had enough") {
+		t.Errorf("the other error is gone: %v", err)
+	}
+}
+
+// Whatever ends the run, and whether a node runs then, what it kept is read.
+func TestForgottenChatIsSeenThoughTheRunWasInterrupted(t *testing.T) {
+	stop := false
+	cfg := couple(1)
+	cfg.Interrupted = func() bool { return stop }
+	r, err := Run(cfg, func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		if _, err := ada.Send(bo, "hello"); err != nil {
+			return err
+		}
+		w.Sleep(10 * time.Second)
+		err = bo.db.Update(func(tx *store.Tx) error {
+			for row, err := range store.History.Scan(tx, nil, nil) {
+				if err != nil {
+					return err
+				}
+				if err := store.History.Delete(tx, row.Key); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := bo.Stop(); err != nil {
+			return err
+		}
+		stop = true
+		w.Sleep(time.Hour)
+		return nil
+	})
+	caught(t, r, err, oracleLost)
+}
+
+func TestJournalThatCannotBeReadEndsTheRun(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, _, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		if err := ada.db.Close(); err != nil {
+			return err
+		}
+		go ada.follow(w.ctx, ada.Live())
+		w.Sleep(time.Hour)
+		return nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "journal of ada") || r.Manifest.Outcome != "failed" {
+		t.Errorf("the run ended with %v", err)
+	}
+}
+
+func TestNodeThatRunsWithoutItsDiskEndsTheRun(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		if err := ada.db.Close(); err != nil {
+			return err
+		}
+		_, _ = ada.Send(bo, "hello") // a user would only see that it failed
+		w.Sleep(time.Hour)
+		return nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "ada runs, and refuses a text") || r.Manifest.Outcome != "failed" {
+		t.Errorf("the run ended with %v", err)
+	}
+}

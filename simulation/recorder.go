@@ -13,12 +13,14 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 
 	"starling/dht"
+	"starling/simulation/bubble"
 	"starling/simulation/network"
 )
 
 // A recorder keeps what a run leaves.
 type recorder struct {
 	epoch   time.Time
+	dog     *bubble.Watchdog
 	sink    func(Event)
 	packets func(time.Duration, network.Chunk) // or nil
 
@@ -32,6 +34,7 @@ type recorder struct {
 
 // add notes an event of now.
 func (r *recorder) add(e Event) {
+	r.dog.Bump()
 	e.At = time.Since(r.epoch)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -47,6 +50,7 @@ func (r *recorder) add(e Event) {
 
 // chunk notes what was written to the network.
 func (r *recorder) chunk(c network.Chunk) {
+	r.dog.Bump()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.trace == nil {

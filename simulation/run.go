@@ -37,6 +37,7 @@ func Run(cfg Config, play func(*World) error) (*Result, error) {
 	}
 	var r *Result
 	c := clocks{wall: bubble.Wall(), cpu: bubble.CPU()}
+	c.dog.After = stalled
 	unwatch := c.dog.Watch()
 	bubbleErr := bubble.Run(cfg.Seed, func() { r, err = run(cfg, play, &c) })
 	unwatch()
@@ -67,7 +68,7 @@ func outcome(err error) (string, string) {
 // run is Run inside the bubble.
 func run(cfg Config, play func(*World) error, c *clocks) (*Result, error) {
 	time.Sleep(time.Until(cfg.Epoch)) // a bubble begins in the year 2000
-	w, err := newWorld(cfg)
+	w, err := newWorld(cfg, &c.dog)
 	if err != nil {
 		return nil, err
 	}
@@ -94,31 +95,31 @@ func run(cfg Config, play func(*World) error, c *clocks) (*Result, error) {
 		<-finished // each of its calls into the world ends it now
 		w.group.Wait()
 	}
-	if err == nil && w.ctx.Err() == nil {
-		w.oracle.audit()
-	}
 	w.stop(err)
 	hash := w.log.closeTrace() // nodes end all at once, in any order
 	simulated := w.Now()
 	stopMeasuring()
 	measuring.Wait()
-	closeErr := w.closeAll()
+	endErr := w.closeAll()
+	if endErr == nil {
+		endErr = w.oracle.audit()
+	}
 	w.oracle.goroutines()
 
 	r := w.result(simulated, hash)
 	if cause := context.Cause(w.ctx); err == nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
-	if err == nil && r.Violation != nil { // found after the end
-		err = r.Violation
+	if v := r.Violation; v != nil && !errors.Is(err, v) { // whatever else went wrong
+		err = errors.Join(v, err)
 	}
-	return r, errors.Join(err, closeErr)
+	return r, errors.Join(err, endErr)
 }
 
 // newWorld makes the nodes of a world, and starts none.
-func newWorld(cfg Config) (*World, error) {
-	w := &World{cfg: cfg, byName: map[string]*Node{}, epoch: time.Now(), split: -1}
-	w.log = &recorder{epoch: w.epoch, sink: cfg.Sink, packets: cfg.Packets, trace: sha256.New()}
+func newWorld(cfg Config, dog *bubble.Watchdog) (*World, error) {
+	w := &World{cfg: cfg, dog: dog, byName: map[string]*Node{}, epoch: time.Now(), split: -1}
+	w.log = &recorder{epoch: w.epoch, dog: dog, sink: cfg.Sink, packets: cfg.Packets, trace: sha256.New()}
 	w.oracle = newOracle(w)
 	w.ctx, w.end = context.WithCancelCause(context.Background())
 	var err error
@@ -171,8 +172,12 @@ func (w *World) stop(cause error) {
 	w.end(cause)
 }
 
+// stalled is the real time in which nothing at all happens after which a run is
+// given up: no packet, no event, no second of virtual time.
+const stalled = 3 * time.Minute
+
 // collectAt is the heap, in bytes, from which an exact run collects garbage.
-const collectAt = 512 << 20
+const collectAt = 128 << 20
 
 // clocks are the real clocks of a run, and the dog that watches virtual time.
 type clocks struct {
@@ -192,6 +197,8 @@ func (c *clocks) read() Usage {
 const (
 	lookEvery  = time.Second // of virtual time
 	exactEvery = time.Minute // likewise
+
+	overdueEvery = time.Minute // how often the oracle looks for what is late
 )
 
 // measure samples what the run takes, about once a second of real time, and
@@ -204,6 +211,7 @@ func (w *World) measure(ctx context.Context, c *clocks) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	next := time.Duration(0)
+	look := overdueEvery
 	for {
 		select {
 		case <-tick.C:
@@ -212,6 +220,10 @@ func (w *World) measure(ctx context.Context, c *clocks) {
 			return
 		}
 		c.dog.Bump()
+		if w.Now() >= look {
+			look = w.Now() + overdueEvery
+			w.oracle.overdue()
+		}
 		if exact.Enabled() {
 			w.log.used(w.usage(c))
 		} else if now := bubble.Wall(); now >= next {
@@ -240,6 +252,7 @@ func (w *World) closeAll() error {
 			if live := n.take(false); live != nil {
 				errs[i] = live.Close()
 				close(n.closing)
+				w.dog.Bump()
 			}
 		})
 	}

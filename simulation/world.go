@@ -32,6 +32,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"starling/simulation/bubble"
 	"starling/simulation/network"
 )
 
@@ -47,6 +48,8 @@ type World struct {
 	epoch  time.Time
 	oracle *oracle
 	log    *recorder
+
+	dog *bubble.Watchdog
 
 	ctx   context.Context // ends with the run
 	end   context.CancelCauseFunc
@@ -278,6 +281,18 @@ func (w *World) begin(kind, what string) int {
 	defer w.mu.Unlock()
 	w.faults = append(w.faults, Fault{Kind: kind, What: what, From: w.Now(), To: -1})
 	return len(w.faults) - 1
+}
+
+// calm reports whether no fault is under way, wrong clocks aside, and since when.
+func (w *World) calm() (calm bool, since time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.faults {
+		if f.To < 0 && f.Kind != "skew" {
+			return false, 0
+		}
+	}
+	return true, w.quiet
 }
 
 // ended notes that a fault is over.
