@@ -180,6 +180,11 @@ func TestSweepPlotsWhatVaries(t *testing.T) {
 	if strings.Contains(again.err, "held") {
 		t.Errorf("it ran again: %s", again.err)
 	}
+	// Started with fewer seeds, it shows no others.
+	fewer := sim(t, dir, "sweep", "hello", "--seeds", "2", "--vary", "nodes=4,5", "--set", "pause=20s", "--json").want(exitOK, "", "")
+	if n := strings.Count(fewer.out, `"seed"`); n != 2 {
+		t.Errorf("it shows %d runs, want 2:\n%s", n, fewer.out)
+	}
 	// The same in two parts, joined.
 	for _, part := range []string{"1/2", "2/2"} {
 		sim(t, dir, append(args, "--shard", part, "--out", "part"+part[:1])...).want(exitOK, "", "")
@@ -197,6 +202,26 @@ func TestSweepPlotsWhatVaries(t *testing.T) {
 	}
 	two := runs("joined")[:2]
 	sim(t, filepath.Join(dir, "joined", "runs"), "compare", two[0], two[1], "--html", "both.html").want(exitOK, "delivered", "")
+}
+
+// A run that failed broke no promise.
+func TestSweepTellsFailuresFromViolations(t *testing.T) {
+	dir := t.TempDir()
+	args := []string{"sweep", "hello", "--seeds", "1", "--set", "pause=20s"}
+	sim(t, dir, args...).want(exitOK, "report: ", "held")
+	list, _ := filepath.Glob(filepath.Join(dir, "results", "hello-sweep", "runs", "*", "manifest.json"))
+	if len(list) != 1 {
+		t.Fatalf("there are %d runs", len(list))
+	}
+	b, err := os.ReadFile(list[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := strings.Replace(string(b), `"outcome": "held"`, `"outcome": "failed", "error": "no more disk"`, 1)
+	if err := os.WriteFile(list[0], []byte(failed), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sim(t, dir, args...).want(exitError, "report: ", "no more disk")
 }
 
 func TestInterruptWritesWhatThereIs(t *testing.T) {
