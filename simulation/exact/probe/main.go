@@ -16,6 +16,7 @@ import (
 	"hash"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -47,6 +48,9 @@ func run() error {
 	defer stop()
 	var ready atomic.Bool // never
 	l := log{h: sha256.New()}
+	for range os.Getpid() % 61 { // what happened before must not matter
+		runtime.Gosched()
+	}
 	err = bubble.Run(seed, func() {
 		for seed == 0 && !ready.Load() { // computes without end
 		}
@@ -59,6 +63,7 @@ func run() error {
 			l.maps()
 			l.contexts()
 			l.workers()
+			l.crowd()
 			outside := 0
 			do(func() { outside = round })
 			l.add("outside", outside)
@@ -107,6 +112,24 @@ func (l *log) selects() {
 			l.add("select", 3, n)
 		}
 	}
+}
+
+// crowd wakes more goroutines at once than the queue of a processor holds.
+func (l *log) crowd() {
+	var wg sync.WaitGroup
+	start := make(chan int) // closed below
+	for i := range 700 {
+		wg.Go(func() {
+			<-start
+			for n := range 3 {
+				l.add("crowd", i, n)
+				runtime.Gosched()
+			}
+		})
+	}
+	time.Sleep(time.Second)
+	close(start)
+	wg.Wait()
 }
 
 // timers has many due at one instant.
