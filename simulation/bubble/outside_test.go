@@ -108,16 +108,24 @@ func TestWatchdogIsQuietWhileVirtualTimeMoves(t *testing.T) {
 	}
 }
 
+var garbage []byte // so that the compiler does not leave it out
+
 func TestCollect(t *testing.T) {
 	for _, c := range []struct{ floor, least, most int64 }{
 		{floor: 1 << 40, least: 0, most: 0},
-		{floor: 1, least: 1, most: 5}, // the next limit is twice of what is in use
+		{floor: 100 << 20, least: 9, most: 11},
 	} {
 		var before, after runtime.MemStats
 		Test(t, 1, func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			runtime.ReadMemStats(&before)
+			go func() { // garbage: a thousand megabytes, at odd instants
+				for range 1000 {
+					time.Sleep(50 * time.Millisecond)
+					garbage = make([]byte, 1<<20)
+				}
+			}()
 			Collect(ctx, c.floor)
 			runtime.ReadMemStats(&after)
 		})
