@@ -6,8 +6,9 @@
 // collector draw lots and look at real time. [Build] compiles a program against
 // copies of nine files of the standard library, changed so that
 //
-//   - there are no time slices, a system call keeps its processor, and no thread
-//     is made while another is about to be free (runtime/proc.go);
+//   - there are no time slices, a system call keeps its processor, no thread is
+//     made while another is about to be free, and the scheduler's turns count
+//     from the beginning of the bubble (runtime/proc.go);
 //   - everything random that a bubble does comes from one stream, started anew
 //     with every bubble from the seed in the environment; the rest of the process
 //     starts from a constant (runtime/rand.go, synctest.go);
@@ -31,10 +32,11 @@
 //
 // What it asks of the program: one bubble at a time, one run a process, and
 // nothing outside the bubble that wakes up or allocates by real time while the
-// bubble runs; nor anything inside that depends on it. What the program does
-// before the bubble moves addresses, too: give it the same arguments, and paths
-// of the same length, and start it through Reexec, which keeps the environment
-// small. Same program, same system: exactness does not travel.
+// bubble runs; nor anything inside that depends on it. What the program did
+// before the bubble does not matter ([Level]), if Reexec started it, which keeps
+// the environment small. What it does in the bubble does: a callback that writes
+// a file makes the stack of its goroutine grow, and so moves what is allocated
+// later. Same program, same system: exactness does not travel.
 //
 // What it does not do: run a simulation (simulation), or seed package crypto
 // (simulation/bubble).
