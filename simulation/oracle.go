@@ -243,6 +243,9 @@ func (o *oracle) late() {
 			break
 		}
 	}
+	if first == nil {
+		return // confirmed in this very instant
+	}
 	what := "not delivered"
 	if first.Shown >= 0 {
 		what = "delivered, and not confirmed to its sender"

@@ -59,6 +59,7 @@ type World struct {
 
 	mu      sync.Mutex // guards what follows; never held across a wait
 	faults  []Fault
+	losses  []loss
 	quiet   time.Duration  // when the last fault ended
 	split   int            // index in faults of the partition that lasts, or -1
 	closers []func() error // what else is closed at the end
@@ -213,17 +214,33 @@ func (w *World) SetLink(a, b *Node, l *network.Link) {
 }
 
 // SetLoss sets the loss that is added to every link, and lasts as a fault until
-// the returned function is called.
+// the returned function is called. Of several the one that began last holds.
 func (w *World) SetLoss(p float64) (end func()) {
 	w.alive()
-	w.net.SetLoss(p)
 	i := w.begin("loss", fmt.Sprintf("%g %%", 100*p))
-	w.log.add(Event{Type: "loss", Text: fmt.Sprint(p)})
+	w.changeLoss(func() { w.losses = append(w.losses, loss{i, p}) })
 	return func() {
-		w.net.SetLoss(w.cfg.Loss)
+		w.changeLoss(func() { w.losses = slices.DeleteFunc(w.losses, func(l loss) bool { return l.fault == i }) })
 		w.ended(i)
-		w.log.add(Event{Type: "loss", Text: fmt.Sprint(w.cfg.Loss)})
 	}
+}
+
+// A loss is a fault, and the loss it adds to every link.
+type loss struct {
+	fault int
+	p     float64
+}
+
+func (w *World) changeLoss(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+	p := w.cfg.Loss
+	if n := len(w.losses); n > 0 {
+		p = w.losses[n-1].p
+	}
+	w.net.SetLoss(p)
+	w.log.add(Event{Type: "loss", Text: fmt.Sprint(p)})
 }
 
 // Fault notes that something bad of the scenario's own lasts until the returned

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"starling/simulation"
+	"starling/simulation/network"
 )
 
 // A cast is a plan being played on a world.
@@ -20,9 +21,13 @@ type cast struct {
 	actors []*actor     // of people
 	unsent atomic.Int64 // texts that nobody accepted
 
-	mu  sync.Mutex // guards err; never held across a wait
+	mu  sync.Mutex // guards what follows; never held across a wait
 	err error      // the first one of anybody
+	bad map[link][]*network.Link
 }
+
+// A link is two nodes, the earlier one first.
+type link [2]*simulation.Node
 
 // An actor is a node that several things happen to. World wants them one after
 // another.
@@ -69,7 +74,7 @@ func (p *plan) play(w *simulation.World) error { return p.cast(w).play() }
 
 // cast gives the parts of the plan to the nodes of a world.
 func (p *plan) cast(w *simulation.World) *cast {
-	c := &cast{plan: p, w: w, people: nodesOf(w, p.people())}
+	c := &cast{plan: p, w: w, people: nodesOf(w, p.people()), bad: map[link][]*network.Link{}}
 	for _, n := range c.people {
 		c.actors = append(c.actors, &actor{Node: n, turn: make(chan struct{}, 1)})
 	}
@@ -366,11 +371,14 @@ func (c *cast) crash(r *rand.Rand, f fault) {
 // degrade gives some nodes a bad line to everybody.
 func (c *cast) degrade(r *rand.Rand, f fault) {
 	victims := c.pick(r, f.nodes)
-	each := func(fn func(a, b *simulation.Node)) {
+	each := func(fn func(link, *network.Link)) {
 		for _, v := range victims {
 			for _, n := range c.w.Nodes() {
-				if n != v.Node {
-					fn(v.Node, n)
+				switch {
+				case n.Index() < v.Index():
+					fn(link{n, v.Node}, &f.link)
+				case n != v.Node:
+					fn(link{v.Node, n}, &f.link)
 				}
 			}
 		}
@@ -382,8 +390,30 @@ func (c *cast) degrade(r *rand.Rand, f fault) {
 	}
 	end := c.w.Fault(faultLink, fmt.Sprintf("%d links of %s: latency %v, jitter %v, loss %g %%",
 		k*(len(c.w.Nodes())-1)-k*(k-1)/2, strings.Join(names, " "), f.link.Latency, f.link.Jitter, 100*f.link.Loss))
-	each(func(a, b *simulation.Node) { c.w.SetLink(a, b, &f.link) })
+	each(c.worsen)
 	c.w.Sleep(f.last)
-	each(func(a, b *simulation.Node) { c.w.SetLink(a, b, nil) })
+	each(c.restore)
 	end()
+}
+
+// worsen puts a bad link in the place of what is between two nodes.
+func (c *cast) worsen(at link, l *network.Link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bad[at] = append(c.bad[at], l)
+	c.w.SetLink(at[0], at[1], l)
+}
+
+// restore takes it away: another fault may last, or else the topology's link is
+// back.
+func (c *cast) restore(at link, l *network.Link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rest := slices.DeleteFunc(c.bad[at], func(b *network.Link) bool { return b == l })
+	c.bad[at] = rest
+	if len(rest) > 0 {
+		c.w.SetLink(at[0], at[1], rest[len(rest)-1])
+		return
+	}
+	c.w.SetLink(at[0], at[1], nil)
 }

@@ -187,6 +187,52 @@ for = "5s"
 }
 
 // An actor who fails ends the play with the reason.
+// Of two faults of a link that overlap, the end of one does not end the other.
+func TestLinkFaultsOverlap(t *testing.T) {
+	s, err := read("overlap", "overlap.toml", "", `about = "x"
+duration = "2m"
+[[nodes]]
+name = "p"
+count = 3
+[friends]
+degree = 2
+[chat]
+pause = "30s"
+[[fault]]
+kind = "link"
+share = 1
+latency = "1s"
+at = "10s"
+for = "30s"
+[[fault]]
+kind = "link"
+share = 1
+latency = "2s"
+at = "20s"
+for = "30s"
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, play, err := s.Build(1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var links []string // of p1 and p2
+	cfg.Sink = func(e simulation.Event) {
+		if e.Type == "link" && e.Node == "p1" && e.Peer == "p2" {
+			latency, _, _ := strings.Cut(e.Text, ",")
+			links = append(links, latency)
+		}
+	}
+	if _, err := simulation.Run(cfg, play); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]string{"1s", "2s", "back to the topology"}, slices.Compact(links)); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestFailureEndsThePlay(t *testing.T) {
 	s, err := read("x", "x.toml", "", base)
 	if err != nil {
