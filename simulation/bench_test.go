@@ -38,6 +38,7 @@ func idle(w *World, pause, d time.Duration) (join, rest time.Duration, err error
 
 func benchmarkIdle(b *testing.B, n int, d time.Duration) {
 	defer debug.SetGCPercent(debug.SetGCPercent(300))
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(4 << 30))
 	var join, rest time.Duration
 	var memory int64
 	for b.Loop() {
