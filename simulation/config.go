@@ -11,11 +11,12 @@ import (
 // A Config says what a world is made of. Only Nodes is required.
 type Config struct {
 	// Scenario and Source name the run in its manifest: the scenario, and the
-	// file it was read from. Params is what was set from outside, and Repeat
-	// the command that repeats the run.
+	// file it was read from. Params is what was set from outside, Defaults are
+	// the values of what was not, and Repeat is the command that repeats the run.
 	Scenario string
 	Source   string
 	Params   map[string]string
+	Defaults map[string]string
 	Repeat   string
 
 	// Seed decides everything that chance decides.

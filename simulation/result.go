@@ -28,7 +28,8 @@ type Manifest struct {
 	Scenario   string            `json:"scenario"`
 	Source     string            `json:"source,omitempty"` // the scenario file, whole
 	Seed       uint64            `json:"seed"`
-	Params     map[string]string `json:"params,omitempty"` // as set from outside
+	Params     map[string]string `json:"params,omitempty"`   // as set from outside
+	Defaults   map[string]string `json:"defaults,omitempty"` // the values of the other parameters
 	Nodes      int               `json:"nodes"`
 	Store      string            `json:"store"`    // memory or badger
 	Security   string            `json:"security"` // plain or noise

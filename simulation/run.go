@@ -282,7 +282,7 @@ func (w *World) result(simulated time.Duration, hash string) *Result {
 	}
 	r.Sightings = w.sightings()
 	r.Manifest = Manifest{
-		Scenario: w.cfg.Scenario, Source: w.cfg.Source, Seed: w.cfg.Seed, Params: w.cfg.Params, Nodes: len(w.nodes),
+		Scenario: w.cfg.Scenario, Source: w.cfg.Source, Seed: w.cfg.Seed, Params: w.cfg.Params, Defaults: w.cfg.Defaults, Nodes: len(w.nodes),
 		Store: w.cfg.Store.String(), Security: "plain", Exact: exact.Enabled(), Version: Version(),
 		Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, Epoch: w.cfg.Epoch, Simulated: Seconds(simulated),
 		Repeat: w.cfg.Repeat,

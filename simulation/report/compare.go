@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -8,8 +9,6 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	"github.com/pelletier/go-toml/v2"
 
 	"starling/simulation"
 )
@@ -119,17 +118,7 @@ func inEffect(m simulation.Manifest, key string) string {
 	if v, ok := m.Params[key]; ok {
 		return v
 	}
-	var file struct {
-		Params map[string]map[string]any `toml:"params"`
-	}
-	if toml.Unmarshal([]byte(m.Source), &file) == nil {
-		for _, kind := range []string{"number", "share", "duration"} {
-			if v, ok := file.Params[key][kind]; ok {
-				return fmt.Sprint(v)
-			}
-		}
-	}
-	return "default"
+	return cmp.Or(m.Defaults[key], "default")
 }
 
 // alike says whether two values of a parameter are the same, however written.

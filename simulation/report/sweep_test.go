@@ -244,7 +244,7 @@ func TestCompareTakesDefaultsForWhatTheyAre(t *testing.T) {
 	dir := t.TempDir()
 	a, b := small(), small()
 	for _, r := range []*simulation.Result{a, b} {
-		r.Manifest.Source = "[params]\nloss = { share = 0.3, about = \"loss\" }\nskew = { duration = \"20m\" }\nnodes = { number = 3 }\n"
+		r.Manifest.Defaults = map[string]string{"loss": "0.3", "skew": "20m", "nodes": "3"}
 		r.Manifest.Params = nil
 	}
 	b.Manifest.Params = map[string]string{"loss": "0.30", "skew": "10m", "nodes": "4", "gone": "1"}

@@ -158,6 +158,12 @@ func (s *Scenario) Build(seed uint64, set map[string]string) (simulation.Config,
 	}
 	cfg := p.config
 	cfg.Scenario, cfg.Source, cfg.Params = s.name, s.source, maps.Clone(set)
+	cfg.Defaults = map[string]string{}
+	for _, p := range s.params {
+		if _, isSet := set[p.Name]; !isSet {
+			cfg.Defaults[p.Name] = p.Default
+		}
+	}
 	cfg.Repeat = s.command(seed, set)
 	cfg.Seed, cfg.Promise = seed, p.promise
 	cfg.Nodes = p.specs(seed)
