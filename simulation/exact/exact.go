@@ -15,8 +15,9 @@
 //   - select and timers due at once follow that stream (runtime/select.go, time.go);
 //   - memory is swept where [runtime.GC] is called and nowhere else, so addresses
 //     repeat, and maps keyed by pointers with them; none is returned to the
-//     system (runtime/mgcsweep.go, proc.go); caches of interface tables grow by
-//     the stream, too (runtime/iface.go);
+//     system, and what was allocated before the bubble is never freed
+//     (runtime/mgcsweep.go, proc.go); caches of interface tables grow by the
+//     stream, too (runtime/iface.go);
 //   - a mutex does not look at how long somebody waited for it (runtime/sema.go);
 //   - a context cancels its children in the order in which they were made
 //     (context/context.go);

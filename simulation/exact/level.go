@@ -19,14 +19,14 @@ var level []unsafe.Pointer
 // collector switched off ([Env]). In a program that is not exact it does
 // nothing.
 //
-// It collects garbage first, as a collection during the run would make holes of
-// it. Then it fills every hole below the next arena, and every span that has
-// room left, of each size and kind.
+// It collects garbage first, with whatever waits to be finalized. Then it fills
+// every hole below the next arena, and every span that has room left, of each
+// size and kind. The changed runtime keeps what is there then.
 func Level() {
 	if !Enabled() {
 		return
 	}
-	for range 3 { // what waits for a finalizer or in a pool outlives one or two
+	for range 3 { // what has a finalizer or lies in a pool outlives one or two
 		runtime.GC()
 	}
 	var stats runtime.MemStats

@@ -97,6 +97,10 @@ var patches = []patch{
 		edits: []edit{
 			{"\tscavenger.wake()\n", "\tif !exactBuild {\n\t\tscavenger.wake()\n\t}\n"},
 			{
+				"\t\ts.moveInlineMarks(s.gcmarkBits)\n\t}\n",
+				"\t\ts.moveInlineMarks(s.gcmarkBits)\n\t}\n\texactKeep(s)\n",
+			},
+			{
 				"\tfor {\n\t\t// bgsweep attempts to be a \"low priority\" goroutine",
 				`	for exactBuild { // never sweep in the background
 		lock(&sweep.lock)
@@ -107,6 +111,7 @@ var patches = []patch{
 		// bgsweep attempts to be a "low priority" goroutine`,
 			},
 		},
+		tail: exactKeep,
 	},
 	{
 		// How often a cache of interface tables grows, and so allocates.
@@ -168,6 +173,7 @@ func exactRandInit() {
 	}
 	exactState = x
 	getg().m.p.ptr().schedtick = 0
+	exactKeepInit()
 }
 
 //go:nosplit
@@ -189,6 +195,35 @@ func exactRandn(n uint32) uint32 {
 		return cheaprandn(n)
 	}
 	return uint32((uint64(uint32(exactRand())) * uint64(n)) >> 32)
+}
+`
+
+// exactKeep keeps what was allocated before the first bubble, dead or not: places
+// that become free there would depend on what the program did before.
+const exactKeep = `
+var exactFloor uintptr
+
+func exactKeepInit() {
+	if exactFloor != 0 {
+		return
+	}
+	for _, s := range mheap_.allspans {
+		if s.state.get() == mSpanInUse {
+			exactFloor = max(exactFloor, s.base()+s.npages*pageSize)
+		}
+	}
+}
+
+func exactKeep(s *mspan) {
+	if s.base() >= exactFloor {
+		return
+	}
+	for i := uintptr(0); i < uintptr(s.nelems); i++ {
+		if i < uintptr(s.freeindex) || s.allocBitsForIndex(i).isMarked() {
+			bits, mask := s.gcmarkBits.bitp(i)
+			*bits |= mask
+		}
+	}
 }
 `
 

@@ -51,9 +51,15 @@ func run() error {
 	for range os.Getpid() % 61 { // what happened before must not matter
 		runtime.Gosched()
 	}
+	var before [][]byte // nor what is left of it, and dies in the bubble
+	for range 1000 {
+		before = append(before, make([]byte, 16<<(os.Getpid()%8)))
+	}
 	err = bubble.Run(seed, func() {
 		for seed == 0 && !ready.Load() { // computes without end
 		}
+		l.add("before", len(before))
+		before = nil
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
 		wg.Go(func() { bubble.Collect(ctx, 1<<20) })
