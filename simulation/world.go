@@ -272,14 +272,17 @@ func (w *World) Report(m Metric) {
 // or from the end of the last fault, whichever is later.
 func (w *World) Settle() {
 	from := w.Now()
-	for w.oracle.pending() > 0 {
+	for {
+		w.Sleep(settleEvery) // first, so that what journals say by now was heard
+		if w.oracle.pending() == 0 {
+			return
+		}
 		w.mu.Lock()
 		from = max(from, w.quiet)
 		w.mu.Unlock()
 		if w.Now() > from+w.cfg.Promise {
 			w.oracle.late()
 		}
-		w.Sleep(settleEvery)
 	}
 }
 
