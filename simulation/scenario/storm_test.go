@@ -13,18 +13,21 @@ import (
 )
 
 var (
-	storms    = flag.Int("storms", 2, "how many seeds TestStorm runs, with 12 people each")
+	storms    = flag.Int("storms", 0, "how many seeds TestStorm runs, 2 if 0, or 1,000 with -long")
 	firstSeed = flag.Uint64("seed", 1, "the first of them")
-	long      = flag.Bool("long", false, "have TestStorm run 1,000 seeds with 60 people each")
+	long      = flag.Bool("long", false, "have 60 people in each storm, instead of 12")
 )
 
 // TestStorm runs the storm with many seeds. The oracle of the world is the
 // judge: whatever was accepted is shown once, in order, and confirmed within
 // ten minutes after everything is mended.
 func TestStorm(t *testing.T) {
-	seeds, nodes := *storms, "12"
+	seeds, nodes := 2, "12"
 	if *long {
 		seeds, nodes = 1000, "60"
+	}
+	if *storms > 0 {
+		seeds = *storms
 	}
 	s, err := Open("storm")
 	if err != nil {
