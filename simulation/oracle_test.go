@@ -184,7 +184,7 @@ func TestOutboxOutOfOrderIsSeen(t *testing.T) {
 				return err
 			}
 		}
-		if err := ada.db.Update(swapOutbox); err != nil {
+		if err := tamper(ada, swapOutbox); err != nil {
 			return err
 		}
 		w.Sleep(time.Second)
@@ -195,6 +195,19 @@ func TestOutboxOutOfOrderIsSeen(t *testing.T) {
 		return nil
 	})
 	caught(t, r, err, oracleOrder)
+}
+
+// tamper changes what a node keeps while the node is down.
+func tamper(n *Node, change func(*store.Tx) error) error {
+	n.Crash()
+	db, err := n.disk.open(store.Config{Key: n.key, Rand: n.rand, Now: n.Clock})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(db.Update(change), db.Close()); err != nil {
+		return err
+	}
+	return n.Start()
 }
 
 // swapOutbox exchanges the first two contents that wait, sealed or not.
@@ -364,7 +377,7 @@ func TestMessageThatVanishesIsLateWithoutSettle(t *testing.T) {
 		if _, err := ada.Send(bo, "hello"); err != nil {
 			return err
 		}
-		if err := ada.db.Update(emptyOutbox); err != nil {
+		if err := tamper(ada, emptyOutbox); err != nil {
 			return err
 		}
 		w.Sleep(time.Second)
