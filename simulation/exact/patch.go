@@ -86,6 +86,12 @@ var patches = []patch{
 				"\tif getg().bubble != nil {\n\t\treturn exactRand()\n\t}\n\tmp := getg().m\n\tc := &mp.chacha8\n",
 			},
 			{
+				// Maps that were made before the bubble: how many draws there were until
+				// then must not matter.
+				"func maps_rand() uint64 {\n",
+				"func maps_rand() uint64 {\n\tif getg().bubble == nil {\n\t\treturn 0x9e3779b97f4a7c15\n\t}\n",
+			},
+			{
 				"\tif len(startupRand) >= 16 &&",
 				"\tif exactBuild {\n\t\tfor i := range seed {\n\t\t\tseed[i] = byte(i*37 + 11)\n\t\t}\n\t} else if len(startupRand) >= 16 &&",
 			},
