@@ -11,7 +11,8 @@
 //     from the beginning of the bubble (runtime/proc.go);
 //   - everything random that a bubble does comes from one stream, started anew
 //     with every bubble from the seed in the environment; the rest of the process
-//     starts from a constant (runtime/rand.go, synctest.go);
+//     starts from a constant, and its maps have one seed (runtime/rand.go,
+//     synctest.go);
 //   - select and timers due at once follow that stream (runtime/select.go, time.go);
 //   - memory is swept where [runtime.GC] is called and nowhere else, so addresses
 //     repeat, and maps keyed by pointers with them; none is returned to the

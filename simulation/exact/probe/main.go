@@ -55,6 +55,13 @@ func run() error {
 	for range 1000 {
 		before = append(before, make([]byte, 16<<(os.Getpid()%8)))
 	}
+	for range os.Getpid() % 7 { // nor how many lots were drawn
+		_ = rand.Uint64()
+	}
+	early := map[int]int{}
+	for i := range 100 {
+		early[i] = i
+	}
 	err = bubble.Run(seed, func() {
 		for seed == 0 && !ready.Load() { // computes without end
 		}
@@ -66,7 +73,7 @@ func run() error {
 		for round := range 20 {
 			l.selects()
 			l.timers()
-			l.maps()
+			l.maps(early)
 			l.contexts()
 			l.workers()
 			l.crowd()
@@ -150,8 +157,12 @@ func (l *log) timers() {
 	wg.Wait()
 }
 
-// maps iterates over maps, one of them keyed by addresses.
-func (l *log) maps() {
+// maps iterates over maps: one that was made before the bubble, and one keyed by
+// addresses.
+func (l *log) maps(early map[int]int) {
+	for n := range early {
+		l.add("early", n)
+	}
 	numbers, addresses := map[int]int{}, map[*[64]byte]int{}
 	for i := range 100 {
 		numbers[i] = i
