@@ -93,11 +93,19 @@ func (s *shownPeers) PeerInfo(p peer.ID) peer.AddrInfo {
 	return peer.AddrInfo{ID: p, Addrs: s.Addrs(p)}
 }
 
-// Addrs implements [peerstore.AddrBook].
+// Addrs implements [peerstore.AddrBook]. Nobody may change what it returns.
 func (s *shownPeers) Addrs(p peer.ID) []ma.Multiaddr {
-	if in := s.table.Load(); p != s.self && (in == nil || !in.has(p)) {
-		return nil
+	if p == s.self {
+		return s.show(p)
 	}
+	if in := s.table.Load(); in != nil {
+		return in.addrs(p, s.show)
+	}
+	return nil
+}
+
+// show returns the addresses of p that strangers may see.
+func (s *shownPeers) show(p peer.ID) []ma.Multiaddr {
 	addrs := s.Peerstore.Addrs(p)
 	if s.private {
 		return addrs
@@ -105,30 +113,40 @@ func (s *shownPeers) Addrs(p peer.ID) []ma.Multiaddr {
 	return public(addrs)
 }
 
-// A table answers who is in the routing table. The table itself sorts peers to
-// find one, which at twenty for every FIND_NODE costs more than all the rest of
-// the answer; so who is in it is noted for a moment.
+// A table answers who is in the routing table, and where. The table itself sorts
+// peers to find one, which at twenty for every FIND_NODE costs more than all the
+// rest of the answer, and the peerstore copies addresses; so both are noted for
+// a moment.
 type table struct {
 	rt *kbucket.RoutingTable
 
-	mu    sync.Mutex // guards what follows
-	peers map[peer.ID]bool
+	mu    sync.Mutex                 // guards what follows
+	peers map[peer.ID][]ma.Multiaddr // of all in the table; nil until somebody asks
 	noted time.Time
 }
 
-// noteFor is how long a peer that left the table may still be shown.
+// noteFor is how long a peer that left the table, or its old address, may still
+// be shown.
 const noteFor = time.Second
 
-func (t *table) has(p peer.ID) bool {
+// addrs returns what show says of p if p is in the table, and nil otherwise.
+func (t *table) addrs(p peer.ID, show func(peer.ID) []ma.Multiaddr) []ma.Multiaddr {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	if now := time.Now(); now.Sub(t.noted) >= noteFor {
 		t.noted = now
-		t.peers = make(map[peer.ID]bool)
+		t.peers = make(map[peer.ID][]ma.Multiaddr)
 		for _, q := range t.rt.ListPeers() {
-			t.peers[q] = true
+			t.peers[q] = nil
 		}
 	}
-	known := t.peers[p]
-	t.mu.Unlock()
-	return known || t.rt.Find(p) != "" // it may have come since
+	addrs, in := t.peers[p]
+	if !in {
+		in = t.rt.Find(p) != "" // it may have come since
+	}
+	if in && addrs == nil {
+		addrs = show(p)
+		t.peers[p] = addrs
+	}
+	return addrs
 }
