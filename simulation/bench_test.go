@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"testing"
@@ -36,7 +37,10 @@ func idle(w *World, pause, d time.Duration) (join, rest time.Duration, err error
 	return joined - began, bubble.CPU() - joined, nil
 }
 
+// benchmarkIdle measures on one core: a run uses no more, and a second one makes
+// it wait for the other's caches.
 func benchmarkIdle(b *testing.B, n int, d time.Duration) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	defer debug.SetGCPercent(debug.SetGCPercent(300))
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(4 << 30))
 	var join, rest time.Duration
