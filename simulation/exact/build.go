@@ -20,15 +20,19 @@ import (
 // files, then run the package's tests with -exact.
 var versions = map[string]map[string]string{
 	"go1.26.8": {
-		"runtime/proc.go":     "b0ea864c1dd251cd9146644863ae9126ca57761dff05862dc80ab0799925fec6",
-		"runtime/select.go":   "93977178a5c507d2bd0bbd990613fa0c8a1d6d18b974fcbcd6c9edce6bd8b5bf",
-		"runtime/time.go":     "38c7dde4ad56b211cda6216c67e8f4c1b1f3a3ea544ff25b62fc83126e8a5f5c",
-		"runtime/synctest.go": "7c9fe55993868e9b06502906b38cf6d72b763b224d0f0ef605e863b4d39f4272",
-		"runtime/rand.go":     "f0c4935ece88ac3861ebd5060a3507831158bcf5ac47abae5860220c0da970c5",
-		"runtime/mgcsweep.go": "81139b39aeacd63e86bdadb6e921882e871bb30c87479b454aa5d82adc0c91aa",
-		"runtime/iface.go":    "dc54b64c1bb6ac5c0e2cf765aee4b9465f5be86a472227af14c0a75c085eece5",
-		"runtime/sema.go":     "451de314f2db754e318c0ab7857ec3b808d604845e6306eed064a57b8b2cd52b",
-		"context/context.go":  "765f99f7cc0710b0117ffa183e432524f429c21496fcbad9b63fb9886fdbaac7",
+		"runtime/proc.go":              "b0ea864c1dd251cd9146644863ae9126ca57761dff05862dc80ab0799925fec6",
+		"runtime/select.go":            "93977178a5c507d2bd0bbd990613fa0c8a1d6d18b974fcbcd6c9edce6bd8b5bf",
+		"runtime/time.go":              "38c7dde4ad56b211cda6216c67e8f4c1b1f3a3ea544ff25b62fc83126e8a5f5c",
+		"runtime/synctest.go":          "7c9fe55993868e9b06502906b38cf6d72b763b224d0f0ef605e863b4d39f4272",
+		"runtime/rand.go":              "f0c4935ece88ac3861ebd5060a3507831158bcf5ac47abae5860220c0da970c5",
+		"runtime/mgcsweep.go":          "81139b39aeacd63e86bdadb6e921882e871bb30c87479b454aa5d82adc0c91aa",
+		"runtime/iface.go":             "dc54b64c1bb6ac5c0e2cf765aee4b9465f5be86a472227af14c0a75c085eece5",
+		"runtime/sema.go":              "451de314f2db754e318c0ab7857ec3b808d604845e6306eed064a57b8b2cd52b",
+		"runtime/runtime1.go":          "e9aea0b82b76931e2181563cc967112de12416a90c5467da8f2e178bbb04b8b2",
+		"runtime/runtime.go":           "fe478d164989b5cd5783c9820d99879623780ba353f836f499238e76efb24fd8",
+		"internal/sync/hashtriemap.go": "ac36cd5db5c5c659b17255056d88b25c132ed1550bc35c1437be70e0e7d537cc",
+		"unique/canonmap.go":           "c2231dbb996483905d256f0c1d8cf64266fd89c63bc339e0530e536bedb5aedb",
+		"context/context.go":           "765f99f7cc0710b0117ffa183e432524f429c21496fcbad9b63fb9886fdbaac7",
 	},
 }
 

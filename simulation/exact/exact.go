@@ -4,7 +4,7 @@
 //
 // Virtual time alone does not do that: the scheduler, select, maps and the
 // collector draw lots and look at real time. [Build] compiles a program against
-// copies of nine files of the standard library, changed so that
+// copies of thirteen files of the standard library, changed so that
 //
 //   - there are no time slices, a system call keeps its processor, no thread is
 //     made while another is about to be free, and the scheduler's turns count
@@ -12,13 +12,15 @@
 //   - everything random that a bubble does comes from one stream, started anew
 //     with every bubble from the seed in the environment; the rest of the process
 //     starts from a constant, and its maps have one seed (runtime/rand.go,
-//     synctest.go);
+//     synctest.go, internal/sync/hashtriemap.go, unique/canonmap.go);
 //   - select and timers due at once follow that stream (runtime/select.go, time.go);
 //   - memory is swept where [runtime.GC] is called and nowhere else, so addresses
 //     repeat, and maps keyed by pointers with them; none is returned to the
-//     system, and what was allocated before the bubble is never freed
-//     (runtime/mgcsweep.go, proc.go); caches of interface tables grow by the
-//     stream, too (runtime/iface.go);
+//     system, what was allocated before the bubble is never freed, and the
+//     scheduler begins with nothing to reuse (runtime/mgcsweep.go, proc.go);
+//     caches of interface tables grow by the stream, too (runtime/iface.go), and
+//     arguments and environment take the same memory, however many and long
+//     (runtime/runtime.go, runtime1.go);
 //   - a mutex does not look at how long somebody waited for it (runtime/sema.go);
 //   - a context cancels its children in the order in which they were made
 //     (context/context.go);

@@ -157,9 +157,9 @@ func TestStarted(t *testing.T) {
 }
 
 // probe runs the program and returns what it prints.
-func probe(t *testing.T, program string, seed int) string {
+func probe(t *testing.T, program string, seed int, more ...string) string {
 	t.Helper()
-	out, err := command(exec.CommandContext(t.Context(), program, strconv.Itoa(seed)))
+	out, err := command(exec.CommandContext(t.Context(), program, append([]string{strconv.Itoa(seed)}, more...)...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,11 @@ func TestExactProgramsRepeatThemselves(t *testing.T) {
 		}
 	}
 	rest()
+	if got := probe(t, program, 1, "with", "more", "arguments", "and", strings.Repeat("longer ", 500)); got != want {
+		t.Errorf("with other arguments: got %s, want %s", got, want)
+	}
 	t.Setenv("LONG", strings.Repeat("x", 5000))
+	t.Setenv("TMPDIR", t.TempDir()+strings.Repeat("/", 500))
 	if got := probe(t, program, 1); got != want {
 		t.Errorf("in another environment: got %s, want %s", got, want)
 	}

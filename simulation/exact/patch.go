@@ -57,6 +57,7 @@ var patches = []patch{
 				"if !exactBuild && scavenger.sysmonWake.Load() != 0 {",
 			},
 		},
+		tail: exactForget,
 	},
 	{
 		file:  "runtime/select.go",
@@ -150,6 +151,34 @@ var patches = []patch{
 		}},
 	},
 	{
+		// What packages allocate when they start, and use as keys, must not move with
+		// the arguments and the environment.
+		file: "runtime/runtime1.go",
+		edits: []edit{
+			{"\targslice = make([]string, argc)\n", "\targslice = make([]string, argc, max(argc, 256))\n"},
+			{"\tenvs = make([]string, n)\n", "\tenvs = make([]string, n, max(n, 256))\n"},
+			{"envs[i] = gostring(argv_index(", "envs[i] = gostringnocopy(argv_index("},
+		},
+	},
+	{
+		// Likewise.
+		file: "runtime/runtime.go",
+		edits: []edit{
+			{"return append([]string{}, envs...)", "return append(make([]string, 0, max(len(envs), 256)), envs...)"},
+			{"return append([]string{}, argslice...)", "return append(make([]string, 0, max(len(argslice), 256)), argslice...)"},
+		},
+	},
+	{
+		// A sync.Map that was made before the bubble.
+		file:  "internal/sync/hashtriemap.go",
+		edits: []edit{{"ht.seed = uintptr(runtime_rand())", "ht.seed = 0x9e3779b9"}},
+	},
+	{
+		// Likewise.
+		file:  "unique/canonmap.go",
+		edits: []edit{{"cm.seed = uintptr(runtime_rand())", "cm.seed = 0x9e3779b9"}},
+	},
+	{
 		file: "context/context.go",
 		edits: []edit{
 			{"\t\"internal/reflectlite\"\n", "\t\"internal/reflectlite\"\n\t\"slices\"\n"},
@@ -178,7 +207,7 @@ func exactRandInit() {
 		x = (x ^ uint64(c)) * 0x100000001b3
 	}
 	exactState = x
-	getg().m.p.ptr().schedtick = 0
+	exactForget()
 	exactKeepInit()
 }
 
@@ -242,6 +271,32 @@ const exactThread = `	for i := 0; exactBuild && nmp == nil && i < 1000 && mcount
 		lock(&sched.lock)
 		nmp = mget()
 	}
+`
+
+// exactForget empties what the scheduler keeps for later: turns, goroutines that
+// have ended, records of who waits and of what is deferred, and free places for
+// stacks. How many there are depends on what the program did before the bubble,
+// and whoever finds none allocates.
+const exactForget = `
+func exactForget() {
+	pp := getg().m.p.ptr()
+	pp.schedtick = 0
+	pp.gFree, sched.gFree.stack, sched.gFree.noStack = gList{}, gList{}, gList{}
+	clear(pp.sudogbuf[:])
+	pp.sudogcache, sched.sudogcache = pp.sudogbuf[:0], nil
+	clear(pp.deferpoolbuf[:])
+	pp.deferpool, sched.deferpool = pp.deferpoolbuf[:0], nil
+	systemstack(func() {
+		stackcache_clear(pp.mcache)
+		for order := range stackpool {
+			lock(&stackpool[order].item.mu)
+			for stackpool[order].item.span.first != nil {
+				stackpoolalloc(uint8(order))
+			}
+			unlock(&stackpool[order].item.mu)
+		}
+	})
+}
 `
 
 // exactWatch is called by the monitor thread of the runtime, which needs no

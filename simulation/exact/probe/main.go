@@ -2,7 +2,7 @@
 // from run to run in an ordinary program, and prints a hash of what happened.
 // The tests of simulation/exact build and run it.
 //
-//	probe SEED
+//	probe SEED [IGNORED]...
 //
 // SEED 0 stops virtual time instead.
 package main
@@ -34,8 +34,8 @@ func main() {
 }
 
 func run() error {
-	if len(os.Args) != 2 {
-		return fmt.Errorf("usage: probe SEED")
+	if len(os.Args) < 2 {
+		return fmt.Errorf("usage: probe SEED [IGNORED]...")
 	}
 	seed, err := strconv.ParseUint(os.Args[1], 10, 64)
 	if err != nil {
@@ -62,6 +62,7 @@ func run() error {
 	for i := range 100 {
 		early[i] = i
 	}
+	gone(os.Getpid() % 5) // nor how many goroutines there were
 	err = bubble.Run(seed, func() {
 		for seed == 0 && !ready.Load() { // computes without end
 		}
@@ -90,6 +91,32 @@ func run() error {
 	}
 	fmt.Println(hex.EncodeToString(l.h.Sum(nil)))
 	return nil
+}
+
+// known is made before main begins, and its keys are addresses, as in the
+// registries of many packages.
+var known = func() *sync.Map {
+	var m sync.Map
+	for i := range 100 {
+		m.Store(new([64]byte), i)
+	}
+	return &m
+}()
+
+// gone has n goroutines wait for each other, and end.
+func gone(n int) {
+	var wg sync.WaitGroup
+	start := make(chan int) // closed below
+	for range n {
+		wg.Go(func() {
+			for range n {
+				defer func() { <-start }()
+			}
+		})
+	}
+	runtime.Gosched()
+	close(start)
+	wg.Wait()
 }
 
 // A log hashes what happens, in order.
@@ -162,6 +189,9 @@ func (l *log) timers() {
 func (l *log) maps(early map[int]int) {
 	for n := range early {
 		l.add("early", n)
+	}
+	for _, n := range known.Range {
+		l.add("known", n)
 	}
 	numbers, addresses := map[int]int{}, map[*[64]byte]int{}
 	for i := range 100 {
