@@ -275,8 +275,8 @@ const exactThread = `	for i := 0; exactBuild && nmp == nil && i < 1000 && mcount
 
 // exactForget empties what the scheduler keeps for later: turns, goroutines that
 // have ended, records of who waits and of what is deferred, and free places for
-// stacks. How many there are depends on what the program did before the bubble,
-// and whoever finds none allocates.
+// stacks. It makes room in the list of all goroutines. How many there are depends
+// on what the program did before the bubble, and whoever finds none allocates.
 const exactForget = `
 func exactForget() {
 	pp := getg().m.p.ptr()
@@ -286,6 +286,13 @@ func exactForget() {
 	pp.sudogcache, sched.sudogcache = pp.sudogbuf[:0], nil
 	clear(pp.deferpoolbuf[:])
 	pp.deferpool, sched.deferpool = pp.deferpoolbuf[:0], nil
+	if cap(allgs) < 1<<20 { // it grows by doubling
+		all := append(make([]*g, 0, 1<<20), allgs...)
+		lock(&allglock)
+		allgs = all
+		atomicstorep(unsafe.Pointer(&allgptr), unsafe.Pointer(&allgs[0]))
+		unlock(&allglock)
+	}
 	systemstack(func() {
 		stackcache_clear(pp.mcache)
 		for order := range stackpool {
