@@ -35,7 +35,7 @@ func main() {
 
 func run() error {
 	if len(os.Args) < 2 {
-		return fmt.Errorf("usage: probe SEED [IGNORED]...")
+		return fmt.Errorf("usage: probe SEED [IGNORED]")
 	}
 	seed, err := strconv.ParseUint(os.Args[1], 10, 64)
 	if err != nil {
