@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 var (
@@ -34,6 +35,7 @@ func TestExactRunsRepeat(t *testing.T) {
 	runs := 4
 	plays := [][]string{{"hello"}, {"storm", "--set", "duration=3m", "--set", "nodes=8"}}
 	if *withLong {
+		patience = time.Hour
 		runs = 10
 		plays = [][]string{{"town"}, {"storm", "--set", "duration=5m", "--set", "nodes=60"}}
 	}

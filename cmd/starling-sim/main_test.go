@@ -22,8 +22,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// patience is far beyond what anything here needs.
-const patience = 5 * time.Minute
+// patience is far beyond what anything here needs, but for -long.
+var patience = 5 * time.Minute
 
 // A done is what a command left.
 type done struct {

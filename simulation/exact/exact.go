@@ -37,10 +37,11 @@
 // What it asks of the program: one bubble at a time, one run a process, and
 // nothing outside the bubble that wakes up or allocates by real time while the
 // bubble runs; nor anything inside that depends on it. What the program did
-// before the bubble does not matter ([Level]), if Reexec started it, which keeps
-// the environment small. What it does in the bubble does: a callback that writes
-// a file makes the stack of its goroutine grow, and so moves what is allocated
-// later. Same program, same system: exactness does not travel.
+// before the bubble does not matter ([Level]), as long as that took few
+// goroutines (with a hundred, their number shows), and Reexec started it, which
+// keeps the environment small. What it does in the bubble does: a callback that
+// writes a file makes the stack of its goroutine grow, and so moves what is
+// allocated later. Same program, same system: exactness does not travel.
 //
 // What it does not do: run a simulation (simulation), or seed package crypto
 // (simulation/bubble).

@@ -281,6 +281,7 @@ const exactForget = `
 func exactForget() {
 	pp := getg().m.p.ptr()
 	pp.schedtick = 0
+	sched.ngsys.Add(pp.gFree.size + sched.gFree.stack.size + sched.gFree.noStack.size) // or they would count as running
 	pp.gFree, sched.gFree.stack, sched.gFree.noStack = gList{}, gList{}, gList{}
 	clear(pp.sudogbuf[:])
 	pp.sudogcache, sched.sudogcache = pp.sudogbuf[:0], nil

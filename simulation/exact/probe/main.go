@@ -62,7 +62,7 @@ func run() error {
 	for i := range 100 {
 		early[i] = i
 	}
-	gone(os.Getpid() % 5 * 50) // nor how many goroutines there were
+	gone(os.Getpid() % 5) // nor how many goroutines there were
 	err = bubble.Run(seed, func() {
 		for seed == 0 && !ready.Load() { // computes without end
 		}
