@@ -62,7 +62,7 @@ func run() error {
 	for i := range 100 {
 		early[i] = i
 	}
-	gone(os.Getpid() % 5) // nor how many goroutines there were
+	gone(os.Getpid() % 5) // nor how many goroutines there were; a hundred would show
 	err = bubble.Run(seed, func() {
 		for seed == 0 && !ready.Load() { // computes without end
 		}
@@ -184,8 +184,8 @@ func (l *log) timers() {
 	wg.Wait()
 }
 
-// maps iterates over maps: one that was made before the bubble, and one keyed by
-// addresses.
+// maps iterates over maps, made before the bubble and in it, keyed by numbers and
+// by addresses.
 func (l *log) maps(early map[int]int) {
 	for n := range early {
 		l.add("early", n)
