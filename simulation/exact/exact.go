@@ -68,12 +68,14 @@ const (
 
 // Env returns the variables, in the form of [os.Environ], with which an exact
 // program must be started for its runs to repeat: one processor, no collector
-// but where it is called, no preemption, and the seed.
+// but where it is called, no preemption, the seed, and stacks that all begin
+// small and never shrink, since how large they begin and which shrink depends on
+// goroutines from before the bubble.
 func Env(seed uint64) []string {
 	return []string{
 		"GOMAXPROCS=1",
 		"GOGC=off",
-		"GODEBUG=asyncpreemptoff=1",
+		"GODEBUG=adaptivestackstart=0,asyncpreemptoff=1,gcshrinkstackoff=1",
 		seedKey + "=" + strconv.FormatUint(seed, 10),
 	}
 }

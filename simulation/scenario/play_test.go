@@ -186,7 +186,6 @@ for = "5s"
 	}
 }
 
-// An actor who fails ends the play with the reason.
 // Of two faults of a link that overlap, the end of one does not end the other.
 func TestLinkFaultsOverlap(t *testing.T) {
 	s, err := read("overlap", "overlap.toml", "", `about = "x"
@@ -233,6 +232,7 @@ for = "30s"
 	}
 }
 
+// An actor who fails ends the play with the reason.
 func TestFailureEndsThePlay(t *testing.T) {
 	s, err := read("x", "x.toml", "", base)
 	if err != nil {
