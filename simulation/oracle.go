@@ -250,7 +250,7 @@ func (o *oracle) late() {
 	if first.Shown >= 0 {
 		what = "delivered, and not confirmed to its sender"
 	}
-	o.violatedLocked(oracleLost, "%d accepted messages are still on their way %v after the last fault; the oldest, %s of %s for %s, accepted at %v, is %s",
+	o.violatedLocked(oracleLost, "%d accepted messages are still on their way %v after the last fault, or after they were accepted; the oldest, %s of %s for %s, accepted at %v, is %s",
 		o.open, o.w.cfg.Promise, first.ID, o.w.nodes[first.From].spec.Name, o.w.nodes[first.To].spec.Name, first.Accepted, what)
 }
 

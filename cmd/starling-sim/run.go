@@ -127,6 +127,7 @@ func (a *app) run(ctx context.Context, name string, f runFlags) error {
 	}
 	if err = errors.Join(folder.Finish(r), finish()); err != nil {
 		err = fail(exitError, "%s", err).try("What could be written is in %s.", dir)
+		dir = "" // there may be no report
 	}
 	a.result(dir, r)
 	return errors.Join(a.verdict(r, runErr), err)
@@ -146,7 +147,8 @@ func (a *app) verdict(r *simulation.Result, err error) error {
 	return fail(exitError, "%s", err)
 }
 
-// result prints what came of a run; the report's path is the last line.
+// result prints what came of a run; the report's path is the last line, unless
+// it could not be written and dir is empty.
 func (a *app) result(dir string, r *simulation.Result) {
 	if a.json {
 		a.resultJSON(dir, r)
@@ -156,12 +158,17 @@ func (a *app) result(dir string, r *simulation.Result) {
 	if r.Manifest.TraceHash != "" {
 		fmt.Fprintf(a.out, "trace hash %s\n", r.Manifest.TraceHash)
 	}
-	fmt.Fprintf(a.out, "report: %s\n", filepath.Join(dir, "report.html"))
+	if dir != "" {
+		fmt.Fprintf(a.out, "report: %s\n", filepath.Join(dir, "report.html"))
+	}
 }
 
 func (a *app) resultJSON(dir string, r *simulation.Result) {
-	m := r.Manifest
-	a.print(a.out, resultShape{m.Outcome, m.Error, dir, filepath.Join(dir, "report.html"), m.TraceHash, numbers(report.Summary(r))})
+	m, page := r.Manifest, ""
+	if dir != "" {
+		page = filepath.Join(dir, "report.html")
+	}
+	a.print(a.out, resultShape{m.Outcome, m.Error, dir, page, m.TraceHash, numbers(report.Summary(r))})
 }
 
 // numbers returns metrics by name.

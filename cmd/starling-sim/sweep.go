@@ -236,8 +236,14 @@ func fits(out string, s *scenario.Scenario, jobs []job) error {
 		return choose("%s holds the results of a run", out)
 	}
 	found, err := os.ReadDir(filepath.Join(out, "runs"))
-	if err != nil || len(jobs) == 0 {
+	if err != nil {
+		if other, _ := os.ReadDir(out); len(other) > 0 {
+			return choose("%s is not empty, and holds no sweep", out)
+		}
 		return nil // there is nothing yet
+	}
+	if len(jobs) == 0 {
+		return nil
 	}
 	for _, dir := range found {
 		run, err := report.ReadRun(filepath.Join(out, "runs", dir.Name()))

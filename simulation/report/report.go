@@ -328,6 +328,9 @@ func readManifest(dir string) (manifest, error) {
 		if _, missing := os.Lstat(filepath.Join(dir, sweepFile)); missing == nil {
 			return m, fmt.Errorf("report: %s is a sweep; its runs are in %s", dir, filepath.Join(dir, runsDir))
 		}
+		if errors.Is(err, os.ErrNotExist) {
+			return m, fmt.Errorf("report: %s holds no results of a run: %w", dir, os.ErrNotExist)
+		}
 		return m, fmt.Errorf("report: reading a results folder: %w", err)
 	}
 	defer file.Close()

@@ -71,8 +71,15 @@ func (p *plan) readFlood(s section) {
 	f.last = s.duration("for", 10*time.Minute, time.Second)
 	s.done()
 	p.checkAttack(s, "victim", f.victim, f.at, f.calm+f.last)
-	if f.friends >= p.peers {
-		s.clash("friends", "%d are more than the %d people beside the victim", f.friends, p.peers-1)
+	others, beside := p.peers-1, "the victim"
+	if e := p.eclipse; e != nil { // read before
+		if e.target == f.victim {
+			s.clash("victim", "%s is the target of [eclipse], which goes away", f.victim)
+		}
+		others, beside = others-1, "the victim and the target of [eclipse]"
+	}
+	if f.friends > others {
+		s.clash("friends", "%d are more than the %d people beside %s", f.friends, others, beside)
 	}
 	if len(p.with(simulation.RoleSpammer)) == 0 {
 		s.follow(s.table.at, "[flood] needs [[nodes]] with role = %q", simulation.RoleSpammer)
@@ -93,9 +100,12 @@ func (p *plan) checkAttack(s section, key, name string, at, lasts time.Duration)
 	}
 }
 
-// cohort draws who else an attack involves: these nodes run throughout.
+// cohort draws who else an attack involves: these nodes run throughout, as the
+// target of an eclipse does not.
 func (p *plan) cohort(w *simulation.World, stream, but string, k int) []*simulation.Node {
-	names := slices.DeleteFunc(p.people(), func(name string) bool { return name == but })
+	names := slices.DeleteFunc(p.people(), func(name string) bool {
+		return name == but || p.eclipse != nil && name == p.eclipse.target
+	})
 	r := w.Rand(stream)
 	r.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 	return nodesOf(w, names[:k])

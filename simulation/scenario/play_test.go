@@ -312,3 +312,31 @@ pace = "5s"
 		}
 	}
 }
+
+// Who takes part in an attack runs throughout, and so is not who goes away.
+func TestCohortStays(t *testing.T) {
+	s, err := read("reference", "reference.toml", "", Reference())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := s.reader().read(s.root, s.folder)
+	cfg, _, err := s.Build(1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	drawn := map[string]bool{}
+	_, err = simulation.Run(cfg, func(w *simulation.World) error {
+		for i := range 100 {
+			for _, n := range p.cohort(w, fmt.Sprint("test ", i), p.flood.victim, p.flood.friends) {
+				drawn[n.Name()] = true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if drawn[p.eclipse.target] || drawn[p.flood.victim] || len(drawn) != p.peers-2 {
+		t.Errorf("of %d people %v were drawn", p.peers, drawn)
+	}
+}

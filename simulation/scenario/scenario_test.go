@@ -120,6 +120,8 @@ func TestErrorsHaveAPlace(t *testing.T) {
 		{"eclipse after the end", base + "[eclipse]\ntarget = \"p1\"\nreaders = 1\nat = \"1m\"\n", `9:1: at: the attack lasts until `},
 		{"eclipse of a third replica", base + "[eclipse]\ntarget = \"p1\"\nreplica = 2\n", `8:1: replica: 2 is not between 0 and 1`},
 		{"flood for nobody", base + "[flood]\nvictim = \"p1\"\nfriends = 5\nat = \"1m\"\ncalm = \"1m\"\nfor = \"1m\"\n", `8:1: friends: 5 are more than the 4 people beside the victim`},
+		{"flood of who goes away", base + "[eclipse]\ntarget = \"p1\"\nreaders = 1\nat = \"1m\"\nrounds = 1\naway = \"1m\"\nback = \"1m\"\n[flood]\nvictim = \"p1\"\nfriends = 2\nat = \"1m\"\ncalm = \"1m\"\nfor = \"1m\"\n", `14:1: victim: p1 is the target of [eclipse], which goes away`},
+		{"flood for too few", base + "[eclipse]\ntarget = \"p1\"\nreaders = 1\nat = \"1m\"\nrounds = 1\naway = \"1m\"\nback = \"1m\"\n[flood]\nvictim = \"p2\"\nfriends = 4\nat = \"1m\"\ncalm = \"1m\"\nfor = \"1m\"\n", `15:1: friends: 4 are more than the 3 people beside the victim and the target of [eclipse]`},
 		{"flood without spammers", base + "[flood]\nvictim = \"p1\"\nfriends = 2\nat = \"1m\"\ncalm = \"1m\"\nfor = \"1m\"\n", `6:2: [flood] needs [[nodes]] with role = "spammer"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
