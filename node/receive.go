@@ -41,6 +41,12 @@ func (n *Node) serveMessages(_ context.Context, conn *stream.Conn) error {
 		if len(d.Envelopes) == 0 || len(d.Envelopes) > protocol.MaxBatch {
 			return fmt.Errorf("node: a delivery of %d envelopes", len(d.Envelopes))
 		}
+		if s, ok := n.cfg.Observe.(session.Saboteur); ok && s.Early() > 0 {
+			if err := n.answerEarly(conn, &d, s.Early()); err != nil {
+				return err
+			}
+			continue
+		}
 		outcomes, err := n.receiveAll(conn.Remote(), d.Envelopes)
 		if err != nil {
 			return err

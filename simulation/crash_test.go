@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"starling/node/session"
 )
 
 var crashPoints = flag.Int("crashpoints", 100, "how many crash points TestCrashPoints tries")
@@ -41,6 +43,25 @@ func TestCrashPoints(t *testing.T) {
 		t.Errorf("%d crash points were reached, want %d", tried.Load(), *crashPoints)
 	}
 }
+
+// TestCrashPointsSeeWhoAnswersTooEarly has both answer a delivery before they
+// commit it. Who loses power in between has confirmed what is gone.
+func TestCrashPointsSeeWhoAnswersTooEarly(t *testing.T) {
+	var tried atomic.Int64
+	r, err := Run(couple(0), func(w *World) error {
+		for _, n := range w.nodes {
+			n.eyes = hasty{n.eyes}
+		}
+		return crashAgainAndAgain(w, &tried)
+	})
+	caught(t, r, err, oracleLost)
+	t.Logf("at crash point %d: %v", tried.Load()+1, err)
+}
+
+// hasty is the view of a node that answers 5 ms before it commits.
+type hasty struct{ session.Observer }
+
+func (hasty) Early() time.Duration { return 5 * time.Millisecond }
 
 // exchange has two friends write to each other.
 func exchange(a, b *Node) {

@@ -2,6 +2,7 @@ package session
 
 import (
 	"crypto/sha256"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -31,6 +32,15 @@ type Observer interface {
 	// [Manager.Digest] around it; they are equal unless there is a bug. The
 	// node calls it.
 	Refused(before, after [32]byte)
+}
+
+// A Saboteur is an Observer that has the node do what it must never do, so that
+// tests see that this is found. Only tests have one.
+type Saboteur interface {
+	Observer
+	// Early is how long before it commits a delivery the node answers it; if it
+	// is 0, it commits first.
+	Early() time.Duration
 }
 
 // blind is the Observer that sees nothing.

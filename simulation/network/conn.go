@@ -82,7 +82,7 @@ func (c *conn) readableLocked(i int) time.Duration {
 func (c *conn) sendLocked(i int, now time.Duration, b []byte, fin bool) {
 	p := &c.pipe[i]
 	p.fin = p.fin || fin
-	lost, at := 0, never
+	lost, left, at := 0, never, never
 	if c.since >= 0 || c.state[1-i] == gone {
 		if p.held < 0 {
 			p.held = now
@@ -91,8 +91,9 @@ func (c *conn) sendLocked(i int, now time.Duration, b []byte, fin bool) {
 		var most int
 		lost, most = p.lose(len(b))
 		if most < maxLosses {
-			late := p.draws.upTo(p.link.Jitter) + p.backoff(most)
-			at = max(p.last, c.carry(i, now, now, len(b), late))
+			wait := p.backoff(most)
+			left, at = c.carry(i, now, now, len(b), p.draws.upTo(p.link.Jitter)+wait)
+			left, at = left+wait, max(p.last, at)
 		} else {
 			c.doom = min(c.doom, now+p.backoff(most))
 			c.rouseLocked()
@@ -103,7 +104,7 @@ func (c *conn) sendLocked(i int, now time.Duration, b []byte, fin bool) {
 	switch c.state[1-i] {
 	case open:
 		p.unacked += len(b)
-		p.push(chunk{at: at, b: append([]byte(nil), b...), fin: fin})
+		p.push(chunk{left: left, at: at, b: append([]byte(nil), b...), fin: fin})
 		if p.head == len(p.q)-1 {
 			p.reader.arm(now, at)
 		}
@@ -117,18 +118,18 @@ func (c *conn) sendLocked(i int, now time.Duration, b []byte, fin bool) {
 }
 
 // carry books a chunk that end i sends at the given time on both lines, and
-// returns when it arrives.
-func (c *conn) carry(i int, now, at time.Duration, size int, late time.Duration) time.Duration {
+// returns when it has left the one and arrived on the other.
+func (c *conn) carry(i int, now, at time.Duration, size int, late time.Duration) (left, arrives time.Duration) {
 	bytes := size + overhead*segments(size)
-	at = c.port[i].up(now, at, bytes)
-	return c.port[1-i].down(now, at+c.pipe[i].link.Latency+late, bytes)
+	left = c.port[i].up(now, at, bytes)
+	return left, c.port[1-i].down(now, left+c.pipe[i].link.Latency+late, bytes)
 }
 
 // refuseLocked resets end i at the given time, since the other end does not
 // want what it sent.
 func (c *conn) refuseLocked(i int, at time.Duration) {
 	if back := &c.pipe[1-i]; at < back.rst {
-		back.rst = at
+		back.rst, back.rstLeft = at, at-back.link.Latency
 		c.rouseLocked()
 	}
 }
@@ -159,8 +160,15 @@ func (c *conn) separate(apart bool, now time.Duration) {
 	if apart {
 		c.since = now
 		for i := range c.pipe {
-			if p := &c.pipe[i]; p.busy(now) && p.held < 0 {
+			p := &c.pipe[i]
+			switch {
+			case c.state[i] >= gone: // nobody sends it again
+				p.dropAfter(now)
+			case p.busy(now) && p.held < 0:
 				p.held = now
+			}
+			if c.state[i] == gone && p.rst > now {
+				p.rst = never
 			}
 		}
 		return
@@ -176,6 +184,7 @@ func (c *conn) separate(apart bool, now time.Duration) {
 	for i := range c.pipe {
 		if p := &c.pipe[i]; p.rst > since && p.rst != never {
 			p.rst = max(p.rst, now+p.link.Latency)
+			p.rstLeft = p.rst - p.link.Latency
 		}
 	}
 	c.retryLocked(now, since)
@@ -198,7 +207,8 @@ func (c *conn) retryLocked(now, since time.Duration) {
 		p.last = 0
 		for j := p.head; j < len(p.q); j++ {
 			if h := &p.q[j]; h.at > since {
-				h.at = max(p.last, c.carry(i, now, at, len(h.b), 0))
+				h.left, h.at = c.carry(i, now, at, len(h.b), 0)
+				h.at = max(p.last, h.at)
 			}
 			p.last = p.q[j].at
 		}
@@ -206,6 +216,7 @@ func (c *conn) retryLocked(now, since time.Duration) {
 }
 
 // cut takes the power from end i, and reports whether the connection is over.
+// What has left the machine by now is on its way as before.
 func (c *conn) cut(i int, now time.Duration) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -223,9 +234,12 @@ func (c *conn) cut(i int, now time.Duration) bool {
 		in.held = now
 	}
 	in.drop()
-	out.dropAfter(arrived)
+	out.dropHere(now)
+	if c.since >= 0 {
+		out.dropAfter(arrived)
+	}
 	out.held = -1
-	if out.rst > now {
+	if out.rstLeft >= now || out.rst > arrived && c.since >= 0 {
 		out.rst = never
 	}
 	return c.overLocked()

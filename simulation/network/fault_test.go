@@ -349,6 +349,109 @@ func TestCutLosesWhatIsInFlightAndSaysNothing(t *testing.T) {
 	})
 }
 
+// A machine that loses its power cannot take back what has left it: an
+// acknowledgement gets there, though what it acknowledges is lost.
+func TestCutRecallsNothingThatHasLeft(t *testing.T) {
+	leaves := onLine(3+overhead, defaultRate)
+	for _, tt := range []struct {
+		name  string
+		after time.Duration // from the write to the cut
+		got   bool
+	}{
+		{"half of it has left", leaves / 2, false},
+		{"all but its end has left", leaves - 1, false},
+		{"it has left", leaves, true},
+		{"it is about to arrive", leaves + latency, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLine(t, Config{})
+				start := time.Now()
+				write(t, l.b, []byte("ack"))
+				time.Sleep(tt.after)
+				write(t, l.b, []byte("too late"))
+				l.port[1].Cut()
+				l.port[1].Restore()
+				if tt.got {
+					wantRead(t, l.a, "ack")
+					wantSince(t, start, latency+onBoth(3))
+				}
+				if err := l.a.SetReadDeadline(time.Now().Add(time.Hour)); err != nil {
+					t.Fatal(err)
+				}
+				wantErr(t, l.a, os.ErrDeadlineExceeded)
+				l.close(t)
+			})
+		})
+	}
+}
+
+func TestCutMachineDoesNotSendAgain(t *testing.T) {
+	for name, misfortune := range map[string]func(l *line){
+		"lost before the cut": func(l *line) {
+			l.n.Set(0, 1, &Link{Latency: latency, Loss: 0.5})
+			write(t, l.b, []byte("lost"))
+			l.n.Set(0, 1, &Link{Latency: latency})
+			write(t, l.b, []byte("and what follows"))
+			time.Sleep(latency / 2)
+			l.port[1].Cut()
+		},
+		"lost in a partition after the cut": func(l *line) {
+			write(t, l.b, []byte("lost"))
+			time.Sleep(latency / 2)
+			l.port[1].Cut()
+			l.n.Partition([]int{0})
+			time.Sleep(time.Second)
+			l.n.Heal()
+		},
+		"lost in a partition before the cut": func(l *line) {
+			write(t, l.b, []byte("lost"))
+			time.Sleep(latency / 2)
+			l.n.Partition([]int{0})
+			l.port[1].Cut()
+			time.Sleep(time.Second)
+			l.n.Heal()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLine(t, Config{})
+				misfortune(l)
+				l.port[1].Restore()
+				if err := l.a.SetReadDeadline(time.Now().Add(time.Hour)); err != nil {
+					t.Fatal(err)
+				}
+				wantErr(t, l.a, os.ErrDeadlineExceeded)
+				l.close(t)
+			})
+		})
+	}
+}
+
+func TestResetOutlivesItsMachine(t *testing.T) {
+	for name, after := range map[string]time.Duration{"it left": time.Millisecond, "it did not": 0} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLine(t, Config{})
+				write(t, l.a, []byte("unread"))
+				time.Sleep(time.Second)
+				_ = l.b.Close() // something is unread
+				time.Sleep(after)
+				l.port[1].Cut()
+				if err := l.a.SetReadDeadline(time.Now().Add(time.Hour)); err != nil {
+					t.Fatal(err)
+				}
+				want := error(syscall.ECONNRESET)
+				if after == 0 {
+					want = os.ErrDeadlineExceeded
+				}
+				wantErr(t, l.a, want)
+				l.close(t)
+			})
+		})
+	}
+}
+
 func TestCutFailsBlockedOwnersAndSilencesListeners(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLine(t, Config{})

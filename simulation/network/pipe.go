@@ -12,8 +12,9 @@ type pipe struct {
 	last time.Duration // no later chunk arrives before
 	fin  bool          // its end was written
 
-	rst  time.Duration // when a reset, sent along this pipe, arrives; never
-	held time.Duration // since when something waits to be sent again; none: -1
+	rst     time.Duration // when a reset, sent along this pipe, arrives; never
+	rstLeft time.Duration // when it leaves
+	held    time.Duration // since when something waits to be sent again; none: -1
 
 	unacked int   // bytes written and not known to be read
 	acks    []ack // on their way to the writer; acks[:acked] have arrived
@@ -25,8 +26,9 @@ type pipe struct {
 
 // A chunk is what one write handed over, or the end of the stream.
 type chunk struct {
-	at time.Duration // when it arrives; never while it is held
-	b  []byte
+	left time.Duration // when all of it has left the uplink, as often as it has to; never while it is held
+	at   time.Duration // when it arrives; likewise
+	b    []byte
 	// fin marks the end of the stream. It has no bytes.
 	fin bool
 }
@@ -122,6 +124,16 @@ func (p *pipe) dropAfter(at time.Duration) bool {
 	clear(p.q[n:])
 	p.q = p.q[:n]
 	return some
+}
+
+// dropHere forgets what has not left by now, and what follows it.
+func (p *pipe) dropHere(now time.Duration) {
+	for j := p.head; j < len(p.q); j++ {
+		if p.q[j].left > now {
+			clear(p.q[j:])
+			p.q = p.q[:j]
+		}
+	}
 }
 
 // confirm tells the writer that n bytes were read; it learns of it a latency

@@ -94,11 +94,14 @@ func (p *Port) Bytes() (sent, received int64) {
 	return p.stats.Bytes, p.received
 }
 
-// Cut takes the power away. What is in flight from and to here is lost, the
-// ends here fail at once, and for good: hosts made with the options given out
-// so far reach nobody again, and their listeners hear nothing. The other ends notice nothing, unless
-// something of theirs is not confirmed: they are reset when they have waited
-// for [AbandonAfter], or when they ask a machine whose power is back.
+// Cut takes the power away. What has left the uplink stays on its way and
+// arrives; a chunk of which a part waits there, or has to be sent again, is lost
+// with all that follows it in its stream. What is on its way to here is lost. The
+// ends here fail at once, and for good: hosts made with the options given out so
+// far reach nobody again, and their listeners hear nothing. The other ends notice
+// nothing else, unless something of theirs is not confirmed: they are reset
+// when they have waited for [AbandonAfter], or when they ask a machine whose
+// power is back.
 func (p *Port) Cut() {
 	n := p.net
 	n.mu.Lock()
