@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -29,7 +30,7 @@ func TestCrashPoints(t *testing.T) {
 				for seed := i; seed < worlds; seed += runtime.GOMAXPROCS(0) {
 					cfg := couple(uint64(seed))
 					cfg.Repeat = fmt.Sprintf("go test ./simulation -run TestCrashPoints -crashpoints %d", *crashPoints)
-					_, err := Run(cfg, func(w *World) error { return crashAgainAndAgain(w, &tried) })
+					_, err := Run(cfg, func(w *World) error { return crashAgainAndAgain(w, exchange, &tried) })
 					if err != nil {
 						t.Fatalf("seed %d: %v", seed, err)
 					}
@@ -52,7 +53,7 @@ func TestCrashPointsSeeWhoAnswersTooEarly(t *testing.T) {
 		for _, n := range w.nodes {
 			n.eyes = hasty{n.eyes}
 		}
-		return crashAgainAndAgain(w, &tried)
+		return crashAgainAndAgain(w, exchange, &tried)
 	})
 	caught(t, r, err, oracleLost)
 	t.Logf("at crash point %d: %v", tried.Load()+1, err)
@@ -63,16 +64,50 @@ type hasty struct{ session.Observer }
 
 func (hasty) Early() time.Duration { return 5 * time.Millisecond }
 
-// exchange has two friends write to each other.
-func exchange(a, b *Node) {
-	for i := range 3 {
-		_, _ = a.Send(b, fmt.Sprint("there ", i)) // whoever is down just then sends nothing
-		_, _ = b.Send(a, fmt.Sprint("back ", i))
+// Crash points of an exchange in which nobody says anything prove nothing.
+func TestCrashPointsNeedMessages(t *testing.T) {
+	for name, exchange := range map[string]func(a, b *Node) int{
+		"never": func(*Node, *Node) int { return 0 },
+		"once": func() func(a, b *Node) int {
+			first := true
+			return func(a, b *Node) int {
+				if !first {
+					_, _ = a.Send(b, "only this")
+					return 1
+				}
+				first = false
+				return exchange(a, b)
+			}
+		}(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var tried atomic.Int64
+			_, err := Run(couple(0), func(w *World) error { return crashAgainAndAgain(w, exchange, &tried) })
+			if err == nil || !strings.Contains(err.Error(), "were accepted") {
+				t.Errorf("it ended with %v", err)
+			}
+		})
 	}
 }
 
-// crashAgainAndAgain tries pointsAWorld crash points.
-func crashAgainAndAgain(w *World, tried *atomic.Int64) error {
+// exchanged is how many texts an exchange has.
+const exchanged = 6
+
+// exchange has two friends write to each other, and returns how many texts were
+// accepted.
+func exchange(a, b *Node) (accepted int) {
+	for i := range exchanged / 2 {
+		for _, pair := range [][2]*Node{{a, b}, {b, a}} {
+			if _, err := pair[0].Send(pair[1], fmt.Sprint("number ", i)); err == nil {
+				accepted++ // whoever is down just then sends nothing
+			}
+		}
+	}
+	return accepted
+}
+
+// crashAgainAndAgain tries pointsAWorld crash points of an exchange.
+func crashAgainAndAgain(w *World, exchange func(a, b *Node) (accepted int), tried *atomic.Int64) error {
 	ada, bo, err := acquaint(w)
 	if err != nil {
 		return err
@@ -80,15 +115,19 @@ func crashAgainAndAgain(w *World, tried *atomic.Int64) error {
 	w.Sleep(10 * time.Second)
 	r := w.Rand("crashes")
 	before := [2]int{ada.Boundaries(), bo.Boundaries()}
-	exchange(ada, bo)
+	if k := exchange(ada, bo); k != exchanged {
+		return fmt.Errorf("%d of %d texts were accepted while all was well", k, exchanged)
+	}
 	w.Settle()
 	w.Sleep(10 * time.Second)
 	window := [2]int{ada.Boundaries() - before[0], bo.Boundaries() - before[1]}
+	accepted, asked := 0, 0
 	for n := 0; n < pointsAWorld; {
 		victim := []*Node{ada, bo}[r.IntN(2)]
 		victim.CrashAt(1 + r.IntN(window[victim.index-1]))
 		w.Sleep(time.Duration(r.Int64N(int64(time.Second))))
-		exchange(ada, bo)
+		accepted += exchange(ada, bo)
+		asked += exchanged
 		for range 30 { // far longer than an exchange takes
 			if !victim.Running() {
 				break
@@ -106,6 +145,9 @@ func crashAgainAndAgain(w *World, tried *atomic.Int64) error {
 			return err
 		}
 		w.Settle()
+	}
+	if 2*accepted < asked {
+		return fmt.Errorf("%d of %d texts were accepted", accepted, asked)
 	}
 	return nil
 }

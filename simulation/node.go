@@ -323,6 +323,14 @@ func (n *Node) Send(m *Node, text string) (id string, err error) {
 	return id, nil
 }
 
+// Refused reports whether an error of [Node.Send] is a no of a node that ran and
+// had the recipient as a contact. Of somebody who is no contact yet the name is
+// nobody's, or the beginning of several.
+func Refused(err error) bool {
+	refused, ok := errors.AsType[*node.Error](err)
+	return ok && refused.Kind != node.KindNotFound && refused.Kind != node.KindAmbiguous
+}
+
 // mustFall ends the run if live still runs in a second: what it said is said by
 // nodes that lost their disk, and by no other.
 func (n *Node) mustFall(live *node.Node, err error) {

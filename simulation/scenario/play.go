@@ -69,6 +69,9 @@ func (a *actor) crash() {
 	}
 }
 
+// unsentMetric counts the texts that nobody accepted.
+const unsentMetric = "texts_unsent"
+
 // play plays the plan.
 func (p *plan) play(w *simulation.World) error { return p.cast(w).play() }
 
@@ -120,7 +123,7 @@ func (c *cast) play() error {
 	}
 	if p.chat != nil {
 		w.Report(simulation.Metric{
-			Name: "texts_unsent", Value: float64(c.unsent.Load()), Unit: "texts",
+			Name: unsentMetric, Value: float64(c.unsent.Load()), Unit: "texts",
 			Goal: "never accepted: the writer's node was down, or did not know the friend yet",
 		})
 	}
@@ -229,6 +232,10 @@ func (c *cast) talk(i int, friends []*simulation.Node) {
 		c.w.SleepUntil(next)
 		if _, err := me.Send(friend, text); err != nil {
 			c.unsent.Add(1)
+			if simulation.Refused(err) {
+				c.fail(err)
+				return
+			}
 		}
 	}
 }

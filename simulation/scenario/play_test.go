@@ -142,6 +142,29 @@ for = "30s"
 	}
 }
 
+// Only who is down, or does not know the friend yet, may refuse a text.
+func TestNodeThatRefusesTextsEndsThePlay(t *testing.T) {
+	cfg, play, err := shippedScenario(t, "hello").Build(1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = simulation.Run(cfg, func(w *simulation.World) error {
+		w.At(30*time.Second, func() {
+			for _, n := range w.Nodes() {
+				for _, m := range w.Nodes() {
+					if live := n.Live(); live != nil && n.Knows(m) {
+						_, _ = live.BlockContact(t.Context(), m.Name())
+					}
+				}
+			}
+		})
+		return play(w)
+	})
+	if err == nil || !strings.Contains(err.Error(), "is blocked") {
+		t.Errorf("the run ended with %v", err)
+	}
+}
+
 // Partitions follow groups, single nodes and regions if the file says so.
 func TestPartitionsByName(t *testing.T) {
 	s, err := read("apart", "apart.toml", "", `about = "x"

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -74,22 +75,60 @@ func storm(s *Scenario, seed uint64, set map[string]string) (*simulation.Result,
 		return nil, err
 	}
 	r, err := simulation.Run(cfg, play)
+	if err == nil {
+		err = stormy(r)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("seed %d: %w", seed, err)
 	}
+	return r, nil
+}
+
+// stormy checks that a run was a storm, that people talked in it, and that what
+// they said was delivered.
+func stormy(r *simulation.Result) error {
 	kinds := map[string]bool{}
 	for _, f := range r.Faults {
 		kinds[f.Kind] = true
 	}
 	for _, kind := range []string{"partition", "crash", "loss", "skew"} {
 		if !kinds[kind] {
-			return nil, fmt.Errorf("seed %d: no %s came to pass: %v", seed, kind, kinds)
+			return fmt.Errorf("no %s came to pass: %v", kind, kinds)
 		}
 	}
 	for _, m := range r.Messages {
 		if m.Confirmed < 0 {
-			return nil, fmt.Errorf("seed %d: message %s was never confirmed", seed, m.ID)
+			return fmt.Errorf("message %s was never confirmed", m.ID)
 		}
 	}
-	return r, nil
+	i := slices.IndexFunc(r.Metrics, func(m simulation.Metric) bool { return m.Name == unsentMetric })
+	if n := len(r.Messages); n == 0 || i < 0 || float64(n) < r.Metrics[i].Value {
+		return fmt.Errorf("%d texts were accepted, and more were not: %v", n, r.Metrics)
+	}
+	return nil
+}
+
+// A storm in which nobody is heard proves nothing.
+func TestSilentStormFails(t *testing.T) {
+	for name, tt := range map[string]struct {
+		messages int
+		unsent   float64
+		want     bool
+	}{
+		"as ever":           {100, 20, true},
+		"silence":           {0, 0, false},
+		"nobody is heard":   {0, 120, false},
+		"hardly a word was": {10, 110, false},
+	} {
+		r := &simulation.Result{
+			Messages: make([]simulation.Message, tt.messages),
+			Metrics:  []simulation.Metric{{Name: unsentMetric, Value: tt.unsent}},
+		}
+		for _, kind := range []string{"partition", "crash", "loss", "skew"} {
+			r.Faults = append(r.Faults, simulation.Fault{Kind: kind})
+		}
+		if err := stormy(r); (err == nil) != tt.want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
