@@ -40,8 +40,9 @@ type oracle struct {
 	messages map[string]*letter
 	accepted []*letter
 	pairs    map[[2]int]*pair
-	open     int       // accepted and not confirmed, nuisances aside
-	waiting  []*letter // those, and some that were confirmed lately
+	known    map[[2]int]bool // the first has had the second as a contact
+	open     int             // accepted and not confirmed, nuisances aside
+	waiting  []*letter       // those, and some that were confirmed lately
 	sealed   map[nonceUse][32]byte
 	count    Envelopes
 	verdict  *Violation // the first one
@@ -78,7 +79,7 @@ func useOf(o ratchet.Observation) nonceUse {
 func newOracle(w *World) *oracle {
 	return &oracle{
 		w: w, accounts: map[string]*Node{}, messages: map[string]*letter{}, pairs: map[[2]int]*pair{},
-		sealed: map[nonceUse][32]byte{},
+		known: map[[2]int]bool{}, sealed: map[nonceUse][32]byte{},
 	}
 }
 
@@ -134,6 +135,7 @@ func (o *oracle) acceptLocked(m *letter) {
 	}
 	m.accepted = true
 	m.Accepted = o.w.Now()
+	o.known[[2]int{m.From, m.To}] = true
 	o.accepted = append(o.accepted, m)
 	if !m.nuisance {
 		o.open++
@@ -203,6 +205,9 @@ func (o *oracle) shownLocked(n *Node, e node.Event) {
 		return
 	}
 	p.shown = m.number
+	if e.Type == "message" {
+		o.known[[2]int{m.To, m.From}] = true
+	}
 	m.Shown = o.w.Now()
 	o.w.log.add(Event{Type: "shown", Node: n.spec.Name, Peer: o.w.nodes[m.From].spec.Name, ID: m.ID})
 }
@@ -303,17 +308,16 @@ func (v observer) Refused(before, after [32]byte) {
 }
 
 // audit opens the disk of every node, after all were closed, and compares what
-// it holds with what was sent and shown: the rest of the journal, and every
-// chat.
+// it holds with what was sent and shown: the rest of the journal, every chat, and
+// what waits to be delivered.
 func (o *oracle) audit() error {
-	shown := map[string]int{} // by message
-	kept := map[string]bool{} // at the sender
+	found := holdings{shown: map[string]int{}, kept: map[string]bool{}, waits: map[string]bool{}}
 	var rest []unread
 	for _, n := range o.w.nodes {
 		if n.account == "" {
 			continue // it never ran
 		}
-		events, err := o.read(n, shown, kept)
+		events, err := o.read(n, found)
 		if err != nil {
 			return fmt.Errorf("reading what %s kept: %w", n.spec.Name, err)
 		}
@@ -331,15 +335,24 @@ func (o *oracle) audit() error {
 	for _, m := range o.accepted {
 		from, to := o.w.nodes[m.From].spec.Name, o.w.nodes[m.To].spec.Name
 		switch {
-		case !kept[m.ID] && m.promised:
+		case !found.kept[m.ID] && m.promised:
 			o.violatedLocked(oracleLost, "%s accepted message %s for %s and has forgotten it", from, m.ID, to)
-		case m.Shown >= 0 && shown[m.ID] == 0:
+		case m.Confirmed < 0 && !m.nuisance && !found.waits[m.ID]:
+			o.violatedLocked(oracleLost, "%s accepted message %s for %s at %v, was never told that it was delivered, and does not try any more", from, m.ID, to, m.Accepted)
+		case m.Shown >= 0 && found.shown[m.ID] == 0:
 			o.violatedLocked(oracleLost, "%s showed message %s of %s and has forgotten it", to, m.ID, from)
-		case shown[m.ID] > 1:
-			o.violatedLocked(oracleTwice, "%s has message %s of %s %d times in its history", to, m.ID, from, shown[m.ID])
+		case found.shown[m.ID] > 1:
+			o.violatedLocked(oracleTwice, "%s has message %s of %s %d times in its history", to, m.ID, from, found.shown[m.ID])
 		}
 	}
 	return nil
+}
+
+// holdings are the texts that the disks of all nodes hold, by message.
+type holdings struct {
+	shown map[string]int  // how often, at the recipient
+	kept  map[string]bool // in the sender's chat
+	waits map[string]bool // in the sender's outbox
 }
 
 // An unread is an event of a journal that nobody read while its node ran.
@@ -360,7 +373,7 @@ func (u unread) rank() int {
 
 // read notes what a node's disk holds, and that it is in order. It returns what
 // is in the journal beyond what was read.
-func (o *oracle) read(n *Node, shown map[string]int, kept map[string]bool) (rest []unread, err error) {
+func (o *oracle) read(n *Node, found holdings) (rest []unread, err error) {
 	db, err := n.disk.open(store.Config{Key: n.key, Rand: n.rand, Now: n.Clock})
 	if err != nil {
 		return nil, err
@@ -400,12 +413,18 @@ func (o *oracle) read(n *Node, shown map[string]int, kept map[string]bool) (rest
 			}
 			id := hex.EncodeToString(row.Value.Id)
 			if row.Value.State != store.Entry_RECEIVED {
-				kept[id] = true
+				found.kept[id] = true
 				continue
 			}
-			shown[id]++
+			found.shown[id]++
 			chat := row.Key.Account()
 			lines[chat] = max(lines[chat], o.keptLine(n, id, row.Value.Text, lines[chat]))
+		}
+		for row, err := range store.Outbox.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			found.waits[hex.EncodeToString(row.Value.Id)] = true
 		}
 		return nil
 	})
@@ -429,27 +448,26 @@ func (o *oracle) keptLine(n *Node, id, text string, last int) int {
 }
 
 // overdue looks for a text that should have arrived: its sender and its
-// recipient are friends and have run, and nothing was wrong, for as long as the
-// promise says. Scenarios that do not wait for what they sent are held to it
-// too.
+// recipient are friends and have run, and nothing was wrong with them or with
+// the network, for as long as the promise says. Scenarios that do not wait for
+// what they sent are held to it too.
 func (o *oracle) overdue() {
 	now := o.w.Now()
-	calm, quiet := o.w.calm()
-	if !calm {
-		return
-	}
 	o.mu.Lock()
 	o.waiting = slices.DeleteFunc(o.waiting, func(m *letter) bool { return m.Confirmed >= 0 || m.nuisance })
 	var late []*letter
 	for _, m := range o.waiting {
-		if now > max(m.Accepted, quiet)+o.w.cfg.Promise {
+		if now > m.Accepted+o.w.cfg.Promise {
 			late = append(late, m)
 		}
 	}
 	o.mu.Unlock()
 	for _, m := range late {
 		from, to := o.w.nodes[m.From], o.w.nodes[m.To]
-		if now <= max(from.upSince(), to.upSince())+o.w.cfg.Promise || !from.Running() || !to.Running() || !from.knows(to) || !to.knows(from) {
+		if now <= max(from.upSince(), to.upSince())+o.w.cfg.Promise || !from.Running() || !to.Running() {
+			continue
+		}
+		if calm, quiet := o.w.calm(from, to); !calm || now <= quiet+o.w.cfg.Promise || !o.acquainted(to, from) {
 			continue
 		}
 		o.mu.Lock()
@@ -459,6 +477,21 @@ func (o *oracle) overdue() {
 		}
 		o.mu.Unlock()
 	}
+}
+
+// acquainted reports whether n has or ever had m as a contact.
+func (o *oracle) acquainted(n, m *Node) bool {
+	k := [2]int{n.index, m.index}
+	o.mu.Lock()
+	known := o.known[k]
+	o.mu.Unlock()
+	if known || !n.knows(m) {
+		return known
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.known[k] = true
+	return true
 }
 
 // lingering is how long after the end of everything what was told to end may

@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -388,6 +389,114 @@ func TestMessageThatVanishesIsLateWithoutSettle(t *testing.T) {
 		return nil
 	})
 	caught(t, r, err, oracleLost)
+}
+
+// A run may end before the promise is due. What is on its way then must still be
+// tried.
+func TestMessageThatVanishesIsLostThoughTheRunEndsBeforeItIsLate(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		if err := vanish(w); err != nil {
+			return err
+		}
+		w.Sleep(9 * time.Minute)
+		return nil
+	})
+	caught(t, r, err, oracleLost)
+}
+
+// vanish has ada forget a text for bo that she has accepted.
+func vanish(w *World) error {
+	ada, bo, err := acquaint(w)
+	if err != nil {
+		return err
+	}
+	bo.Crash()
+	if _, err := ada.Send(bo, "hello"); err != nil {
+		return err
+	}
+	if err := tamper(ada, emptyOutbox); err != nil {
+		return err
+	}
+	w.Sleep(time.Second)
+	return bo.Start()
+}
+
+func TestFaultsOfOthersDoNotExcuse(t *testing.T) {
+	cfg := couple(1)
+	cfg.Nodes = append(cfg.Nodes, NodeSpec{Name: "dee"})
+	r, err := Run(cfg, func(w *World) error {
+		if err := vanish(w); err != nil {
+			return err
+		}
+		w.Node("dee").Crash() // for good
+		w.Sleep(time.Hour)
+		return errors.New("nobody noticed")
+	})
+	caught(t, r, err, oracleLost)
+	if err != nil && strings.Contains(err.Error(), "nobody noticed") {
+		t.Error("it was noticed only at the end")
+	}
+}
+
+// Who knew a friend and cannot say so any more is held to the promise too.
+func TestForgottenFriendDoesNotExcuse(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		if _, err := bo.Send(ada, "hello"); err != nil {
+			return err
+		}
+		w.Sleep(time.Second)
+		if err := vanish(w); err != nil {
+			return err
+		}
+		if err := bo.Live().RemoveContact(w.ctx, "ada"); err != nil {
+			return err
+		}
+		w.Sleep(time.Hour)
+		return errors.New("nobody noticed")
+	})
+	caught(t, r, err, oracleLost)
+	if err != nil && strings.Contains(err.Error(), "nobody noticed") {
+		t.Error("it was noticed only at the end")
+	}
+}
+
+// What is on its way at the end is neither lost nor delivered.
+func TestPendingMessagesAreCounted(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		w.At(w.Now()+30*time.Second, func() { // after Settle
+			bo.Crash()
+			_, _ = ada.Send(bo, "hello")
+		})
+		w.Settle()
+		return nil
+	})
+	if err != nil || r.Manifest.Outcome != "held" || r.Manifest.Pending != 1 {
+		t.Errorf("outcome %q, %d pending, want held and 1: %v", r.Manifest.Outcome, r.Manifest.Pending, err)
+	}
+}
+
+func TestScenarioThatEndsItsGoroutineFails(t *testing.T) {
+	for name, play := range map[string]func(w *World) error{
+		"itself": func(*World) error { runtime.Goexit(); return nil },
+		"beside it": func(w *World) error {
+			w.Go(runtime.Goexit)
+			w.Wait()
+			return nil
+		},
+	} {
+		r, err := Run(couple(1), play)
+		if !errors.Is(err, errLeftEarly) || r.Manifest.Outcome != "failed" {
+			t.Errorf("%s: outcome %q, %v", name, r.Manifest.Outcome, err)
+		}
+	}
 }
 
 // emptyOutbox forgets everything that waits.

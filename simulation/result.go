@@ -47,6 +47,7 @@ type Manifest struct {
 	Repeat     string            `json:"repeat"`  // the command that repeats the run
 	Outcome    string            `json:"outcome"` // held, violated, failed or interrupted
 	Error      string            `json:"error,omitempty"`
+	Pending    int               `json:"pending,omitempty"` // accepted and not confirmed at the end: of these a run that held has lost none so far
 }
 
 // Seconds is a duration that is written as a number of seconds.

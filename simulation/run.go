@@ -77,7 +77,14 @@ func run(cfg Config, play func(*World) error, c *clocks) (*Result, error) {
 	finished := make(chan error, 1) // the scenario sends once or closes; capacity 1, as nobody may listen
 	go func() {                     // joined below: it ends with play, or with the world
 		defer close(finished)
+		returned := false
+		defer func() {
+			if !returned {
+				w.leftEarly()
+			}
+		}()
 		err := play(w)
+		returned = true
 		if err == nil {
 			w.group.Wait()
 		}
@@ -273,19 +280,24 @@ func (w *World) remove() {
 
 // result gathers what a run leaves.
 func (w *World) result(simulated time.Duration, hash string) *Result {
-	r := &Result{Faults: w.faults}
+	r, pending := &Result{Faults: w.faults}, 0
 	r.Messages, r.Envelopes, r.Violation = w.oracle.results()
 	w.log.fill(r)
 	for _, n := range w.nodes {
 		r.Nodes = append(r.Nodes, n.result)
 		r.Traffic = append(r.Traffic, n.traffic()...)
 	}
+	for _, m := range r.Messages {
+		if m.Confirmed < 0 {
+			pending++
+		}
+	}
 	r.Sightings = w.sightings()
 	r.Manifest = Manifest{
 		Scenario: w.cfg.Scenario, Source: w.cfg.Source, Seed: w.cfg.Seed, Params: w.cfg.Params, Defaults: w.cfg.Defaults, Nodes: len(w.nodes),
 		Store: w.cfg.Store.String(), Security: "plain", Exact: exact.Enabled(), Version: Version(),
 		Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, Epoch: w.cfg.Epoch, Simulated: Seconds(simulated),
-		Repeat: w.cfg.Repeat,
+		Repeat: w.cfg.Repeat, Pending: pending,
 	}
 	if w.cfg.Noise {
 		r.Manifest.Security = "noise"

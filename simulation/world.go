@@ -22,6 +22,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -94,8 +95,27 @@ func (w *World) alive() {
 // unless it ends early.
 func (w *World) Go(fn func()) {
 	w.alive()
-	w.group.Go(fn)
+	w.group.Go(func() {
+		returned := false
+		defer func() {
+			if !returned {
+				w.leftEarly()
+			}
+		}()
+		fn()
+		returned = true
+	})
 }
+
+// leftEarly ends the run because somebody ended his goroutine (runtime.Goexit),
+// as tests do that fail. Once the run is over all do.
+func (w *World) leftEarly() {
+	if !w.over.Load() {
+		w.stop(errLeftEarly)
+	}
+}
+
+var errLeftEarly = errors.New("simulation: the scenario ended its goroutine instead of returning")
 
 // At runs fn at t after the start, beside the scenario.
 func (w *World) At(t time.Duration, fn func()) {
@@ -303,16 +323,24 @@ func (w *World) begin(kind, what string) int {
 	return len(w.faults) - 1
 }
 
-// calm reports whether no fault is under way, wrong clocks aside, and since when.
-func (w *World) calm() (calm bool, since time.Duration) {
+// calm reports whether no fault that touches two nodes is under way, wrong clocks
+// aside, and since when. That others have crashed touches neither.
+func (w *World) calm(a, b *Node) (calm bool, since time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.faults {
-		if f.To < 0 && f.Kind != "skew" {
+		if f.Kind == "skew" {
+			continue
+		}
+		if n := w.byName[f.What]; f.Kind == "crash" && n != nil && n != a && n != b {
+			continue
+		}
+		if f.To < 0 {
 			return false, 0
 		}
+		since = max(since, f.To)
 	}
-	return true, w.quiet
+	return true, since
 }
 
 // ended notes that a fault is over.
