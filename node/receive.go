@@ -112,7 +112,7 @@ func (n *Node) receive(tx *store.Tx, p peer.ID, e []byte) (outcome *wire.Outcome
 	}
 	var before [32]byte
 	if n.cfg.Observe != nil {
-		before = n.sessions.Digest(tx, e)
+		before = tx.Digest()
 	}
 	err = tx.Try(func(tx *store.Tx) error {
 		now := n.cfg.Now()
@@ -140,7 +140,12 @@ func (n *Node) receive(tx *store.Tx, p peer.ID, e []byte) (outcome *wire.Outcome
 		return nil
 	})
 	if err != nil && n.cfg.Observe != nil {
-		n.cfg.Observe.Refused(before, n.sessions.Digest(tx, e))
+		if s, ok := n.cfg.Observe.(session.Saboteur); ok {
+			if bad := s.Spoil(tx); bad != nil {
+				return nil, false, bad
+			}
+		}
+		n.cfg.Observe.Refused(before, tx.Digest())
 	}
 	bad, undecryptable := errors.AsType[*session.Undecryptable](err)
 	switch {

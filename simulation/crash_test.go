@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"starling/node/session"
+	"starling/node/store"
 )
 
 var crashPoints = flag.Int("crashpoints", 100, "how many crash points TestCrashPoints tries")
@@ -61,6 +62,8 @@ func TestCrashPointsSeeWhoAnswersTooEarly(t *testing.T) {
 
 // hasty is the view of a node that answers 5 ms before it commits.
 type hasty struct{ session.Observer }
+
+func (hasty) Spoil(*store.Tx) error { return nil }
 
 func (hasty) Early() time.Duration { return 5 * time.Millisecond }
 

@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"errors"
+	"iter"
 	"runtime"
 	"slices"
 	"strings"
@@ -322,43 +323,75 @@ func TestTextThatNobodySentIsForged(t *testing.T) {
 	caught(t, r, err, oracleForged)
 }
 
-func TestSessionThatAdvancesOnRefusalIsSeen(t *testing.T) {
-	r, err := Run(couple(1), func(w *World) error {
-		bo := w.Node("bo")
-		bo.eyes = advancing{bo.eyes}
-		ada, bo, err := acquaint(w)
-		if err != nil {
-			return err
-		}
-		// A message key that is gone: the envelope is refused.
-		err = bo.db.Update(func(tx *store.Tx) error {
-			for row, err := range store.Sessions.Scan(tx, nil, nil) {
+// What a refusal changes is seen wherever it is: also in sessions that the
+// envelope does not name, if it names any, and beside sessions.
+func TestRefusalThatChangesAnythingIsSeen(t *testing.T) {
+	for name, spoil := range map[string]func(*store.Tx) error{
+		"sessions":   func(tx *store.Tx) error { return forget(tx, store.Sessions.Scan, store.Sessions.Delete) },
+		"handshakes": func(tx *store.Tx) error { return forget(tx, store.Handshakes.Scan, store.Handshakes.Delete) },
+		"pre-keys":   func(tx *store.Tx) error { return forget(tx, store.PreKeys.Scan, store.PreKeys.Delete) },
+		"received": func(tx *store.Tx) error {
+			return forget(tx, store.ReceivedEnvelopes.Scan, store.ReceivedEnvelopes.Delete)
+		},
+		"contacts": func(tx *store.Tx) error { return forget(tx, store.Contacts.Scan, store.Contacts.Delete) },
+		"":         func(*store.Tx) error { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := Run(couple(1), func(w *World) error {
+				bo := w.Node("bo")
+				bo.eyes = spoiling{bo.eyes, spoil}
+				ada, bo, err := acquaint(w)
 				if err != nil {
 					return err
 				}
-				if err := store.Sessions.Delete(tx, row.Key); err != nil {
+				// bo does not know the session any more that ada names: the envelope is
+				// refused.
+				err = bo.db.Update(func(tx *store.Tx) error {
+					return forget(tx, store.SessionOwners.Scan, store.SessionOwners.Delete)
+				})
+				if err != nil {
 					return err
 				}
+				_, err = ada.Send(bo, "hello")
+				w.Sleep(10 * time.Second)
+				return err
+			})
+			if name != "" {
+				caught(t, r, err, oracleState)
+			} else if err != nil || r.Envelopes.Refused == 0 {
+				t.Errorf("%d envelopes were refused and nothing was changed: %v", r.Envelopes.Refused, err)
 			}
-			return nil
 		})
+	}
+}
+
+// forget deletes all rows of a table, of which there is one at least.
+func forget[P any](tx *store.Tx, scan func(*store.Tx, store.RowKey, store.RowKey) iter.Seq2[store.Row[P], error], del func(*store.Tx, store.RowKey) error) error {
+	n := 0
+	for row, err := range scan(tx, nil, nil) {
+		if err == nil {
+			err = del(tx, row.Key)
+		}
 		if err != nil {
 			return err
 		}
-		_, err = ada.Send(bo, "hello")
-		w.Sleep(10 * time.Second)
-		return err
-	})
-	caught(t, r, err, oracleState)
+		n++
+	}
+	if n == 0 {
+		return errors.New("the table is empty")
+	}
+	return nil
 }
 
-// advancing is the view of sessions that change when they refuse.
-type advancing struct{ session.Observer }
-
-func (a advancing) Refused(before, after [32]byte) {
-	after[0]++
-	a.Observer.Refused(before, after)
+// spoiling is the view of a node that changes something when it refuses an
+// envelope.
+type spoiling struct {
+	session.Observer
+	spoil func(*store.Tx) error
 }
+
+func (spoiling) Early() time.Duration       { return 0 }
+func (s spoiling) Spoil(tx *store.Tx) error { return s.spoil(tx) }
 
 func TestGoroutineLeftIsSeen(t *testing.T) {
 	r, err := Run(couple(1), func(w *World) error {

@@ -879,7 +879,7 @@ func (l *life) receive(tx *store.Tx, e []byte) (outcome *wire.Outcome, opens boo
 		try = func(fn func(*store.Tx) error) error { return fn(tx) }
 	}
 	outcome = &wire.Outcome{Status: wire.Status_STATUS_DROPPED}
-	before := l.m.Digest(tx, e)
+	before := tx.Digest()
 	err = try(func(tx *store.Tx) error {
 		now := p.now()
 		o, err := l.m.Open(tx, now, &q.account, e)
@@ -904,7 +904,7 @@ func (l *life) receive(tx *store.Tx, e []byte) (outcome *wire.Outcome, opens boo
 		return nil
 	})
 	if err != nil {
-		(eye{p}).Refused(before, l.m.Digest(tx, e))
+		(eye{p}).Refused(before, tx.Digest())
 	}
 	bad, undecryptable := errors.AsType[*session.Undecryptable](err)
 	switch {

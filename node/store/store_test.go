@@ -938,3 +938,40 @@ func TestSweep(t *testing.T) {
 		})
 	})
 }
+
+// The digest of a transaction tells every write, and nothing that Try undid.
+func TestTxDigest(t *testing.T) {
+	db, err := OpenMemory(Config{}, NewDisk())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	a, b := RowKey("a"), RowKey("b")
+	err = db.Update(func(tx *Tx) error {
+		seen := [][32]byte{tx.Digest()}
+		for i, write := range []func() error{
+			func() error { return Meta.Put(tx, a, &Blob{Data: []byte("x")}) },
+			func() error { return Meta.Put(tx, a, &Blob{Data: []byte("y")}) },
+			func() error { return Meta.Delete(tx, b) },
+			func() error { return Meta.Put(tx, b, &Blob{}) },
+			func() error { return Names.Delete(tx, a) },
+		} {
+			undone := errors.New("undone")
+			if err := tx.Try(func(*Tx) error { return errors.Join(write(), undone) }); !errors.Is(err, undone) || tx.Digest() != seen[i] {
+				t.Errorf("write %d was undone and the digest tells of it: %v", i, err)
+			}
+			if err := write(); err != nil {
+				return err
+			}
+			d := tx.Digest()
+			if slices.Contains(seen, d) {
+				t.Errorf("write %d left the digest as it was once before", i)
+			}
+			seen = append(seen, d)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

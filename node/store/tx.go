@@ -1,7 +1,10 @@
 package store
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"iter"
+	"math"
 	"strings"
 )
 
@@ -160,6 +163,28 @@ func (tx *Tx) Try(fn func(*Tx) error) error {
 	}
 	done = true
 	return nil
+}
+
+// Digest returns a hash of what the function that runs now has written so far,
+// in whatever table, and what [Tx.Try] discarded left out. Two that are equal
+// mean that nothing was written between them.
+func (tx *Tx) Digest() (sum [sha256.Size]byte) {
+	tx.check()
+	h := sha256.New()
+	var size [16]byte
+	for _, o := range tx.log {
+		n := uint64(len(o.value))
+		if o.value == nil {
+			n = math.MaxUint64 // deleted
+		}
+		binary.BigEndian.PutUint64(size[:8], uint64(len(o.key)))
+		binary.BigEndian.PutUint64(size[8:], n)
+		h.Write(size[:])
+		h.Write([]byte(o.key))
+		h.Write(o.value)
+	}
+	h.Sum(sum[:0])
+	return sum
 }
 
 // OnCommit has fn run once the transaction is durable, before [DB.Update]
