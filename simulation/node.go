@@ -313,8 +313,9 @@ func (n *Node) Send(m *Node, text string) (id string, err error) {
 	id = fmt.Sprintf("%x", raw)
 	n.w.oracle.offered(id, n, m, text)
 	if _, err := live.Send(n.w.ctx, m.spec.Name, text, raw[:]); err != nil {
-		n.w.oracle.withdrawn(id)
-		if _, refused := errors.AsType[*node.Error](err); !refused {
+		if _, refused := errors.AsType[*node.Error](err); refused {
+			n.w.oracle.refused(n, id)
+		} else {
 			n.mustFall(live, err)
 		}
 		return "", fmt.Errorf("%s writes to %s: %w", n.spec.Name, m.spec.Name, err)

@@ -55,7 +55,7 @@ type letter struct {
 	accepted bool // promised, or in the sender's journal
 	number   int  // among those of its pair, in the order of the sender's journal; 0 until it is there
 	promised bool // Send returned
-	failed   bool // Send returned an error: accepted or not, both are right
+	refused  bool // Send said that it was not accepted
 	nuisance bool // of a spammer: nobody promises that it arrives
 }
 
@@ -122,11 +122,21 @@ func (o *oracle) promised(id string) {
 	o.acceptLocked(m)
 }
 
-// withdrawn notes that Send returned an error.
-func (o *oracle) withdrawn(id string) {
+// refused notes that the sender refused a text. After any other error of Send,
+// accepted or not, both are right.
+func (o *oracle) refused(n *Node, id string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.messages[id].failed = true
+	m := o.messages[id]
+	m.refused = true
+	o.refusalLocked(n, m)
+}
+
+// refusalLocked wants that a text was not both accepted and refused.
+func (o *oracle) refusalLocked(n *Node, m *letter) {
+	if m.refused && m.accepted {
+		o.violatedLocked(oracleForged, "%s refused message %s, and has it in its journal", n.spec.Name, m.ID)
+	}
 }
 
 func (o *oracle) acceptLocked(m *letter) {
@@ -169,6 +179,7 @@ func (o *oracle) queuedLocked(n *Node, e node.Event) {
 		return
 	}
 	o.acceptLocked(m)
+	o.refusalLocked(n, m)
 	if m.number == 0 {
 		p := o.pairLocked(m)
 		p.sent++

@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"encoding/hex"
 	"errors"
 	"iter"
 	"runtime"
@@ -319,6 +320,37 @@ func TestTextThatNobodySentIsForged(t *testing.T) {
 		_, err = ada.Live().Send(w.ctx, "bo", "behind the scenario's back", nil)
 		w.Sleep(10 * time.Second)
 		return err
+	})
+	caught(t, r, err, oracleForged)
+}
+
+// Who refuses a text and sends it all the same has not told the truth.
+func TestRefusedTextThatIsSentIsForged(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		ada, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		if _, err := ada.Live().BlockContact(w.ctx, "bo"); err != nil {
+			return err
+		}
+		if _, err := ada.Send(bo, "hello"); err == nil {
+			return errors.New("it was not refused")
+		}
+		if _, err := ada.Live().UnblockContact(w.ctx, "bo"); err != nil {
+			return err
+		}
+		for id := range w.oracle.messages {
+			raw, err := hex.DecodeString(id)
+			if err != nil {
+				return err
+			}
+			if _, err := ada.Live().Send(w.ctx, "bo", "hello", raw); err != nil {
+				return err
+			}
+		}
+		w.Sleep(10 * time.Second)
+		return nil
 	})
 	caught(t, r, err, oracleForged)
 }
