@@ -423,13 +423,14 @@ func (o *oracle) read(n *Node, found holdings) (rest []unread, err error) {
 				continue
 			}
 			id := hex.EncodeToString(row.Value.Id)
+			chat := row.Key.Account()
 			if row.Value.State != store.Entry_RECEIVED {
 				found.kept[id] = true
+				o.keptCopy(n, chat, id, row.Value.Text)
 				continue
 			}
 			found.shown[id]++
-			chat := row.Key.Account()
-			lines[chat] = max(lines[chat], o.keptLine(n, id, row.Value.Text, lines[chat]))
+			lines[chat] = max(lines[chat], o.keptLine(n, chat, id, row.Value.Text, lines[chat]))
 		}
 		for row, err := range store.Outbox.Scan(tx, nil, nil) {
 			if err != nil {
@@ -442,14 +443,29 @@ func (o *oracle) read(n *Node, found holdings) (rest []unread, err error) {
 	return rest, err
 }
 
+// keptCopy checks a line of a chat that is its owner's own.
+func (o *oracle) keptCopy(n *Node, chat identity.Account, id, text string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if m := o.messages[id]; m == nil || m.From != n.index || !o.isLocked(chat, m.To) || m.text != digest(text) {
+		o.violatedLocked(oracleForged, "%s has a message %s of its own in its history that it was not asked to send like that", n.spec.Name, id)
+	}
+}
+
+// isLocked reports whether an account is that of a node.
+func (o *oracle) isLocked(a identity.Account, index int) bool {
+	n := o.accounts[a.String()]
+	return n != nil && n.index == index
+}
+
 // keptLine checks a line of a chat that follows number last of its sender, and
 // returns its number.
-func (o *oracle) keptLine(n *Node, id, text string, last int) int {
+func (o *oracle) keptLine(n *Node, chat identity.Account, id, text string, last int) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	m := o.messages[id]
 	switch {
-	case m == nil || m.To != n.index || m.text != digest(text):
+	case m == nil || m.To != n.index || !o.isLocked(chat, m.From) || m.text != digest(text):
 		o.violatedLocked(oracleForged, "%s has a message %s in its history that nobody sent like that", n.spec.Name, id)
 		return last
 	case m.number < last:

@@ -14,6 +14,7 @@ import (
 
 	"starling/node/session"
 	"starling/node/store"
+	"starling/protocol/identity"
 	"starling/protocol/ratchet"
 )
 
@@ -353,6 +354,54 @@ func TestRefusedTextThatIsSentIsForged(t *testing.T) {
 		return nil
 	})
 	caught(t, r, err, oracleForged)
+}
+
+// A text that both ends keep must be the one that was sent, in the chat of the
+// one it was sent to or came from.
+func TestHistoryThatChangesIsForged(t *testing.T) {
+	text := func(e *store.Entry, _ *identity.Account, _ identity.Account) { e.Text = "I owe you 1,000" }
+	chat := func(_ *store.Entry, with *identity.Account, other identity.Account) { *with = other }
+	for name, tt := range map[string]struct {
+		at     string
+		change func(e *store.Entry, with *identity.Account, other identity.Account)
+	}{
+		"the sender's text":    {"ada", text},
+		"the recipient's text": {"bo", text},
+		"the sender's chat":    {"ada", chat},
+		"the recipient's chat": {"bo", chat},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := Run(couple(1), func(w *World) error {
+				ada, bo, err := acquaint(w)
+				if err != nil {
+					return err
+				}
+				if _, err := ada.Send(bo, "hello"); err != nil {
+					return err
+				}
+				w.Settle()
+				other, err := identity.ParseAccountID(w.Node("cy").account)
+				if err != nil {
+					return err
+				}
+				return w.Node(tt.at).db.Update(func(tx *store.Tx) error {
+					for row, err := range store.History.Scan(tx, nil, nil) {
+						if err != nil {
+							return err
+						}
+						if row.Value.Text != "hello" {
+							continue
+						}
+						with := row.Key.Account()
+						tt.change(row.Value, &with, other)
+						return errors.Join(store.History.Delete(tx, row.Key), store.History.Put(tx, store.HistoryKey(with, row.Key.Order()), row.Value))
+					}
+					return errors.New("nothing to change")
+				})
+			})
+			caught(t, r, err, oracleForged)
+		})
+	}
 }
 
 // What a refusal changes is seen wherever it is: also in sessions that the
