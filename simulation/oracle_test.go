@@ -675,6 +675,52 @@ func TestForgottenChatIsSeenThoughTheRunWasInterrupted(t *testing.T) {
 	caught(t, r, err, oracleLost)
 }
 
+// That something does not close, or that a disk cannot be read, excuses nobody
+// else.
+func TestForgottenChatIsSeenThoughAnotherEndsBadly(t *testing.T) {
+	bad := errors.New("it does not close")
+	for name, plant := range map[string]func(w *World){
+		"closing": func(w *World) { w.onClose(func() error { return bad }) },
+		"reading": func(w *World) { w.Node("cy").disk = brokenDisk{w.Node("cy").disk, bad} },
+	} {
+		for chats, want := range map[string]bool{"lost": true, "kept": false} {
+			t.Run(name+", "+chats, func(t *testing.T) {
+				r, err := Run(couple(1), func(w *World) error {
+					ada, bo, err := acquaint(w)
+					if err != nil {
+						return err
+					}
+					plant(w)
+					if _, err := ada.Send(bo, "hello"); err != nil {
+						return err
+					}
+					w.Settle()
+					if !want {
+						return nil
+					}
+					return bo.db.Update(func(tx *store.Tx) error { return forget(tx, store.History.Scan, store.History.Delete) })
+				})
+				if !errors.Is(err, bad) {
+					t.Errorf("the other error is gone: %v", err)
+				}
+				if want {
+					caught(t, r, err, oracleLost)
+				} else if r.Violation != nil {
+					t.Errorf("all was kept, and the oracle says %v", r.Violation)
+				}
+			})
+		}
+	}
+}
+
+// brokenDisk is a disk that does not open again.
+type brokenDisk struct {
+	disk
+	err error
+}
+
+func (b brokenDisk) open(store.Config) (*store.DB, error) { return nil, b.err }
+
 func TestJournalThatCannotBeReadEndsTheRun(t *testing.T) {
 	r, err := Run(couple(1), func(w *World) error {
 		ada, _, err := acquaint(w)
