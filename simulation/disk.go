@@ -46,10 +46,29 @@ func (f *folderDisk) open(cfg store.Config) (*store.DB, error) {
 func (f *folderDisk) crash() error {
 	from := f.dir()
 	f.life++
-	if err := os.CopyFS(f.dir(), os.DirFS(from)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
+		return nil // it never ran
+	}
+	if err := copyAlive(f.dir(), from, os.CopyFS); err != nil {
 		return fmt.Errorf("copying a crashed store: %w", err)
 	}
 	return nil
+}
+
+// copyAlive copies a folder that somebody still writes to. A file that goes away
+// meanwhile ends a copy in the middle, so that another one is made.
+func copyAlive(to, from string, copyFS func(string, fs.FS) error) error {
+	const tries = 100
+	var err error
+	for range tries {
+		if err = copyFS(to, os.DirFS(from)); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.RemoveAll(to); err != nil {
+			return err
+		}
+	}
+	return err
 }
 
 func (f *folderDisk) crashAt(int, func()) {
