@@ -107,8 +107,9 @@ func (n *Node) Start() error {
 		return fmt.Errorf("starting %s: %w", n.spec.Name, err)
 	}
 	s := live.Status()
+	was := n.account
 	n.account, n.entry = s.Account, s.BootstrapAddrs[0]
-	n.w.oracle.started(n, s.Journal)
+	n.w.oracle.started(n, was, s.Journal)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.mu.Lock()
 	n.live, n.db, n.watch, n.watched, n.closing = live, db, cancel, make(chan struct{}), make(chan struct{})

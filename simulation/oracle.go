@@ -93,11 +93,15 @@ func (o *oracle) violatedLocked(which, format string, args ...any) {
 	o.w.stop(o.verdict)
 }
 
-// started notes who a node is, and that its journal did not lose anything.
-func (o *oracle) started(n *Node, journal uint64) {
+// started notes who a node is, that it is who it was, if it ran before, and that
+// its journal did not lose anything.
+func (o *oracle) started(n *Node, was string, journal uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.accounts[n.account] = n
+	if was != "" && was != n.account {
+		o.violatedLocked(oracleLost, "%s came back as another account", n.spec.Name)
+	}
 	if journal < n.seen {
 		o.violatedLocked(oracleLost, "%s had shown %d events before it went down, and has %d now", n.spec.Name, n.seen, journal)
 	}

@@ -721,6 +721,22 @@ type brokenDisk struct {
 
 func (b brokenDisk) open(store.Config) (*store.DB, error) { return nil, b.err }
 
+func TestNodeThatComesBackAsSomebodyElseIsSeen(t *testing.T) {
+	r, err := Run(couple(1), func(w *World) error {
+		_, bo, err := acquaint(w)
+		if err != nil {
+			return err
+		}
+		bo.Crash()
+		bo.disk = memoryDisk{store.NewDisk()}
+		return bo.Start()
+	})
+	caught(t, r, err, oracleLost)
+	if err != nil && !strings.Contains(err.Error(), "another account") {
+		t.Error(err)
+	}
+}
+
 func TestJournalThatCannotBeReadEndsTheRun(t *testing.T) {
 	r, err := Run(couple(1), func(w *World) error {
 		ada, _, err := acquaint(w)
