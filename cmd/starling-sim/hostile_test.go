@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -93,5 +94,30 @@ func TestErrorsDoNotSteerTheTerminal(t *testing.T) {
 	code, said := inside(t, "run", file, "--out", filepath.Join(t.TempDir(), "r"))
 	if code != exitError || strings.ContainsAny(said, "\x1b\x07") || !strings.Contains(said, "p·]0;x·") {
 		t.Errorf("exit code %d: %q", code, said)
+	}
+}
+
+// One run under several names would count as many.
+func TestSweepDoesNotTrustTheNamesOfFolders(t *testing.T) {
+	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "mine.toml")
+	source := "about = \"a\"\nduration = \"1m\"\n[[nodes]]\nname = \"p\"\ncount = 3\n"
+	if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := simulation.Manifest{Scenario: "mine", Source: source, Seed: 1, Version: simulation.Version(), Go: runtime.Version(), Outcome: "held"}
+	for seed := range uint64(3) {
+		name := m
+		name.Seed = seed + 1
+		f, err := report.Create(filepath.Join(dir, "runs", report.Name(name)), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Finish(&simulation.Result{Manifest: m}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, said := inside(t, "sweep", file, "--seeds", "1..3", "--out", dir)
+	if code != exitUsage || !strings.Contains(said, "holds mine,seed=2, which says that it is mine,seed=1") {
+		t.Errorf("exit code %d: %s", code, said)
 	}
 }

@@ -101,7 +101,7 @@ func (a *app) sweep(ctx context.Context, name string, f sweepFlags) error {
 	}
 	all, err := report.Runs(filepath.Join(out, "runs"))
 	runs := slices.DeleteFunc(all, func(r report.Run) bool {
-		return r.Manifest.Outcome == "interrupted" || !mine[filepath.Base(r.Dir)]
+		return r.Manifest.Outcome == "interrupted" || !mine[filepath.Base(r.Dir)] || report.Name(r.Manifest) != filepath.Base(r.Dir)
 	})
 	if len(runs) == 0 && ctx.Err() != nil {
 		return fail(exitInterrupted, "interrupted before a run ended").try("Start it again with --out %s to go on.", quoted(out))
@@ -251,6 +251,9 @@ func fits(out string, s *scenario.Scenario, jobs []job) error {
 			continue // half a run: it is run again, or named at the end
 		}
 		m := run.Manifest
+		if name := report.Name(m); name != dir.Name() {
+			return choose("%s holds %s, which says that it is %s: it was copied or renamed", filepath.Join(out, "runs"), dir.Name(), name)
+		}
 		same := len(m.Params) == len(jobs[0].set)
 		for k := range jobs[0].set {
 			_, ok := m.Params[k]

@@ -56,6 +56,9 @@ const (
 // running is the outcome in the manifest of a folder that nobody finished.
 const running = "running"
 
+// violated is the outcome of a run that broke a promise.
+const violated = "violated"
+
 // ErrRunning means that a folder holds a run that has not ended, or that was
 // killed before it could write its tables. Wait for it, or run it again; its
 // events.jsonl can be read meanwhile.
@@ -282,7 +285,8 @@ func (w *writer) figures(figures []figure) {
 
 // Load reads a folder that [Folder.Finish] wrote. It returns [ErrRunning] for
 // one that nobody finished, and otherwise names every file that is missing or
-// not as it should be. Times that were negative come back as -1 ns.
+// not as it should be. Times that were negative come back as -1 ns, and a run with
+// a violation as "violated", whatever its manifest says of the outcome.
 func Load(dir string) (*simulation.Result, error) {
 	m, err := readManifest(dir)
 	if err != nil {
@@ -341,6 +345,9 @@ func readManifest(dir string) (manifest, error) {
 	d := json.NewDecoder(bytes.NewReader(b))
 	if err := d.Decode(&m); err != nil {
 		return m, fmt.Errorf("report: reading %s: %w", filepath.Join(dir, manifestFile), err)
+	}
+	if m.Violation != nil {
+		m.Outcome = violated // whatever else it says
 	}
 	if m.Outcome == running {
 		return m, fmt.Errorf("%w: %s", ErrRunning, dir)

@@ -27,7 +27,7 @@ type Run struct {
 }
 
 // ReadRun reads what a sweep needs of a results folder. It returns [ErrRunning]
-// for one that nobody finished.
+// for one that nobody finished. A run with a violation comes back as "violated".
 func ReadRun(dir string) (Run, error) {
 	m, err := readManifest(dir)
 	if err != nil {

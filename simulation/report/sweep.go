@@ -27,17 +27,36 @@ const (
 
 // A MixError means that runs cannot be put together. Nothing was written.
 type MixError struct {
-	What string   // differs, or is there twice: scenario, version, …
+	What string   // differs: scenario, version, …; "results" or "copies" of what is there twice
 	A, B string   // the two values, or the run that is there twice
 	Dirs []string // one folder for each
 }
 
 // Error implements error.
 func (e *MixError) Error() string {
+	if e.A == e.B && e.What == copies {
+		return fmt.Sprintf("report: %s is there twice, and counts once: %s", e.A, strings.Join(e.Dirs, " and "))
+	}
 	if e.A == e.B {
 		return fmt.Sprintf("report: %s is there twice, with different results: %s", e.A, strings.Join(e.Dirs, " and "))
 	}
 	return fmt.Sprintf("report: the runs differ in %s: %s in %s, %s in %s", e.What, e.A, e.Dirs[0], e.B, e.Dirs[1])
+}
+
+// copies is what a [MixError] is about if one run is there twice.
+const copies = "copies"
+
+// distinct refuses one run under two names: it would count as two.
+func distinct(runs []Run) error {
+	first := map[string]Run{} // by identity
+	for _, r := range runs {
+		id := identity(r.Manifest)
+		if before, twice := first[id]; twice {
+			return &MixError{What: copies, A: id, B: id, Dirs: []string{before.Dir, r.Dir}}
+		}
+		first[id] = r
+	}
+	return nil
 }
 
 // sameKind refuses runs of different programs or scenarios: their metrics do
@@ -82,13 +101,17 @@ type sweep struct {
 // which may exist: index.html; sweep.csv, with the mean of every metric for
 // every setting and its 95 % confidence interval over the seeds (Student's t);
 // runs.csv, with one row a run; and metric-by-key.svg for every metric that
-// varied. Only runs whose outcome is "held" count. Runs of several scenarios or
-// versions are refused with a [MixError].
+// varied. Only runs whose outcome is "held" and that broke no promise count. Runs
+// of several scenarios or versions, and one run that is there twice, are refused
+// with a [MixError].
 func Sweep(dir string, runs []Run) error {
 	if len(runs) == 0 {
 		return errors.New("report: a sweep of no runs")
 	}
 	if err := sameKind(runs); err != nil {
+		return err
+	}
+	if err := distinct(runs); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -130,7 +153,7 @@ func sweepOf(runs []Run) sweep {
 	}
 	samples := map[string][]Run{} // by setting
 	for _, r := range runs {
-		if r.Manifest.Outcome != "held" {
+		if r.Manifest.Outcome != "held" || r.Violation != nil {
 			s.broken = append(s.broken, r)
 			continue
 		}

@@ -301,3 +301,38 @@ func TestSweepIsCitedAndShowsEachPlotOnce(t *testing.T) {
 		t.Errorf("%q does not repeat a run without the parameter", got)
 	}
 }
+
+func TestSweepCountsARunOnce(t *testing.T) {
+	a, b := runOf(1, nil, "held", 1), runOf(1, nil, "held", 1)
+	a.Dir, b.Dir = "runs/a", "runs/b"
+	dir := filepath.Join(t.TempDir(), "sweep")
+	err := Sweep(dir, []Run{a, runOf(2, nil, "held", 2), b})
+	if mix, ok := errors.AsType[*MixError](err); !ok || !strings.Contains(err.Error(), "seed 1 is there twice, and counts once: runs/a and runs/b") {
+		t.Errorf("%v (%v)", err, mix)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("it was refused, and yet wrote")
+	}
+}
+
+// Whoever edits the outcome of a run does not make it one that held.
+func TestViolationIsBrokenWhateverTheOutcomeSays(t *testing.T) {
+	odd := runOf(2, nil, "held", 1e6)
+	odd.Violation = &simulation.Violation{Oracle: "lost", What: "a letter is lost"}
+	if s := sweepOf([]Run{runOf(1, nil, "held", 1), odd}); s.counted != 1 || len(s.broken) != 1 {
+		t.Errorf("%d held and %d are broken, want 1 and 1", s.counted, len(s.broken))
+	}
+	for _, outcome := range []string{"held", "interrupted", "running"} {
+		r := small()
+		r.Manifest.Outcome, r.Violation = outcome, odd.Violation
+		dir := finish(t, filepath.Join(t.TempDir(), "run"), r)
+		run, err := ReadRun(dir)
+		if err != nil || run.Manifest.Outcome != "violated" {
+			t.Errorf("%s: ReadRun says %q, %v", outcome, run.Manifest.Outcome, err)
+		}
+		whole, err := Load(dir)
+		if err != nil || whole.Manifest.Outcome != "violated" {
+			t.Errorf("%s: Load: %v", outcome, err)
+		}
+	}
+}
