@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"starling/protocol"
@@ -271,7 +272,7 @@ func (p *plan) readMatrix(s section, folder string) network.Matrix {
 	if name == internet {
 		return Internet()
 	}
-	f, err := os.Open(beside(folder, name))
+	f, err := openFile(beside(folder, name))
 	if err != nil {
 		s.wrong("matrix", "%v", noFile(beside(folder, name), err))
 		return network.Matrix{}
@@ -286,7 +287,7 @@ func (p *plan) readMatrix(s section, folder string) network.Matrix {
 
 func readTrace(s section, folder string) network.Topology {
 	name := s.text("trace")
-	f, err := os.Open(beside(folder, name))
+	f, err := openFile(beside(folder, name))
 	if err != nil {
 		s.wrong("trace", "%v", noFile(beside(folder, name), err))
 		return nil
@@ -306,6 +307,23 @@ func beside(folder, name string) string {
 		return name
 	}
 	return filepath.Join(folder, name)
+}
+
+// openFile opens a file, and nothing else: a pipe would be waited for.
+func openFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a file but a folder, a pipe or a device", path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // noFile replaces the error of opening a file that there is not.

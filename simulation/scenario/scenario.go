@@ -23,9 +23,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -75,19 +75,20 @@ func Open(nameOrPath string) (*Scenario, error) {
 		}
 		return read(nameOrPath, nameOrPath, "", string(b))
 	}
-	info, err := os.Stat(nameOrPath)
+	f, err := openFile(nameOrPath)
 	if err != nil {
 		if filepath.Base(nameOrPath) == nameOrPath && filepath.Ext(nameOrPath) == "" {
 			return nil, fmt.Errorf("scenario: there is no scenario %q, nor such a file; shipped are %s", nameOrPath, strings.Join(Names(), ", "))
 		}
 		return nil, fmt.Errorf("reading a scenario: %w", noFile(nameOrPath, err))
 	}
-	if !info.Mode().IsRegular() || info.Size() > maxFile {
-		return nil, fmt.Errorf("scenario: %s is not a file of at most %d bytes", nameOrPath, maxFile)
-	}
-	b, err := os.ReadFile(nameOrPath)
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading a scenario: %w", err)
+	}
+	if len(b) > maxFile {
+		return nil, fmt.Errorf("scenario: %s is larger than %d bytes", nameOrPath, maxFile)
 	}
 	name := strings.TrimSuffix(filepath.Base(nameOrPath), filepath.Ext(nameOrPath))
 	return read(name, nameOrPath, filepath.Dir(nameOrPath), string(b))
