@@ -386,7 +386,11 @@ func hopsFigure(d digest) figure {
 	top := 0
 	for _, c := range d.hops {
 		top = max(top, c.n)
-		f.text += fmt.Sprintf("%s: %s, of which %s not found. ", plural(c.value, "hop", "hops"), integer(c.n), integer(c.failed))
+		hops := plural(c.value, "hop", "hops")
+		if c.value == mostHops {
+			hops += " or more"
+		}
+		f.text += fmt.Sprintf("%s: %s, of which %s not found. ", hops, integer(c.n), integer(c.failed))
 	}
 	most := d.hops[len(d.hops)-1].value
 	f.prepare = func(p *plot.Plot, width vg.Length) {

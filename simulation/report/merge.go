@@ -4,13 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 )
 
-// Merge joins the results of several machines into the new folder dst: it
-// copies every results folder at or below src to dst/runs and writes a [Sweep].
-// A run that is there twice is taken once if both are equal. It refuses, with a
+// Merge joins the results of several machines into the new folder dst: it takes
+// every results folder at or below src over to dst/runs and writes a [Sweep].
+// Pages and plots are drawn anew, so that none comes from elsewhere. A run that is there twice is taken once if both are equal. It refuses, with a
 // [MixError] and before it writes anything, runs of several scenarios or
 // versions, and two different results of one scenario, setting and seed. It
 // refuses runs that have not finished with [ErrRunning].
@@ -48,10 +47,12 @@ func Merge(dst string, src ...string) error {
 	}
 	for i, r := range kept {
 		to := filepath.Join(dst, runsDir, Name(r.Manifest))
-		if err := copyRun(to, r.Dir); err != nil {
-			return fmt.Errorf("report: copying %s: %w", r.Dir, err)
+		if err := takeOver(to, r.Dir); err != nil {
+			return err
 		}
-		kept[i].Dir = to
+		if kept[i], err = ReadRun(to); err != nil {
+			return err
+		}
 	}
 	return Sweep(dst, kept)
 }
@@ -60,11 +61,11 @@ func Merge(dst string, src ...string) error {
 // and the memory that it took, which no second run repeats.
 func equal(a, b string) (bool, error) {
 	for _, name := range []string{manifestFile, metricsTable.name, messagesTable.name} {
-		x, err := readFile(filepath.Join(a, name))
+		x, err := readFile(filepath.Join(a, name), maxTable)
 		if err != nil {
 			return false, fmt.Errorf("report: comparing results: %w", err)
 		}
-		y, err := readFile(filepath.Join(b, name))
+		y, err := readFile(filepath.Join(b, name), maxTable)
 		if err != nil {
 			return false, fmt.Errorf("report: comparing results: %w", err)
 		}
@@ -75,32 +76,27 @@ func equal(a, b string) (bool, error) {
 	return true, nil
 }
 
-// copyRun copies the files of a results folder; it follows no link and enters
-// no folder, since a run has neither.
-func copyRun(dst, src string) error {
-	entries, err := os.ReadDir(src)
+// takeOver writes the results in src, which may be somebody else's, into the new
+// folder dst. Of the files it takes the manifest, the tables and the events; the
+// page and the plots are made anew of these, since a page can hold anything.
+func takeOver(dst, src string) error {
+	r, err := Load(src)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dst, 0o755); err != nil {
+	if _, err := makeEmpty(dst); err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if !e.Type().IsRegular() {
-			continue
-		}
-		err := output(disk).write(filepath.Join(dst, e.Name()), func(w io.Writer) error {
-			file, err := os.Open(filepath.Join(src, e.Name()))
-			if err != nil {
-				return err
-			}
-			defer file.Close()
-			_, err = io.Copy(w, file)
-			return err
-		})
+	w := writer{dir: dst, out: disk}
+	w.file(eventsFile, func(w io.Writer) error {
+		file, err := openFile(filepath.Join(src, eventsFile), maxEvents)
 		if err != nil {
 			return err
 		}
-	}
-	return nil
+		defer file.Close()
+		_, err = io.Copy(w, file)
+		return err
+	})
+	w.result(r)
+	return errors.Join(w.errs...)
 }

@@ -280,7 +280,8 @@ func round(lo, hi float64, n int, write func(float64) string) plot.ConstantTicks
 
 func every(lo, hi, step float64, write func(float64) string) plot.ConstantTicks {
 	var ticks plot.ConstantTicks
-	for i := math.Ceil(lo/step - 1e-9); i*step <= hi+step*1e-9; i++ {
+	const most = 1000 // more would be a numerical mishap: numbers so large that adding 1 is lost
+	for i := math.Ceil(lo/step - 1e-9); i*step <= hi+step*1e-9 && len(ticks) < most; i++ {
 		v := i*step + 0 // not -0
 		ticks = append(ticks, plot.Tick{Value: v, Label: write(v)})
 	}

@@ -43,6 +43,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"starling/simulation"
 )
@@ -184,13 +185,8 @@ func (f *Folder) Finish(r *simulation.Result) error {
 		}
 	}
 	errs := []error{f.eventsErrorLocked()}
-	// The small and important come first, in case room runs out.
 	w := writer{dir: f.dir, out: f.out}
-	w.file(manifestFile, manifestWriter(r.Manifest, r.Violation))
-	w.tables(r)
-	figures := runFigures(r)
-	w.figures(figures)
-	w.file(pageFile, func(w io.Writer) error { return writePage(w, r, figures) })
+	w.result(r)
 	return errors.Join(append(errs, w.errs...)...)
 }
 
@@ -274,6 +270,16 @@ func (w *writer) file(name string, fill func(io.Writer) error) {
 	}
 }
 
+// result writes everything but the events.
+func (w *writer) result(r *simulation.Result) {
+	// The small and important come first, in case room runs out.
+	w.file(manifestFile, manifestWriter(r.Manifest, r.Violation))
+	w.tables(r)
+	figures := runFigures(r)
+	w.figures(figures)
+	w.file(pageFile, func(w io.Writer) error { return writePage(w, r, figures) })
+}
+
 func (w *writer) figures(figures []figure) {
 	for _, f := range figures {
 		w.file(f.name+".svg", func(w io.Writer) error {
@@ -299,35 +305,91 @@ func Load(dir string) (*simulation.Result, error) {
 	return r, nil
 }
 
-// maxManifest is the most that is read of a manifest, in bytes: it holds a
-// scenario file, of 1 MiB at most, six times as long in JSON at worst.
-const maxManifest = 16 << 20
+// Bounds of what is read, which may be somebody else's and made to fill the
+// memory or the disk. A run beyond them is written and not read again: it would
+// need tens of gigabytes to run.
+const (
+	// A manifest holds a scenario file, of 1 MiB at most, six times as long in
+	// JSON at worst.
+	maxManifest = 16 << 20  // bytes
+	maxTable    = 512 << 20 // bytes
+	maxRows     = 4 << 20   // of a table
+	maxEvents   = 8 << 30   // bytes; they are only copied
+)
+
+// errTooLarge is the error of a reader that is bounded.
+var errTooLarge = errors.New("the file is larger than any that is written here")
+
+// A bounded reader fails beyond its bound: what is cut off may look whole.
+type bounded struct {
+	r    io.Reader
+	left int64
+}
+
+// Read implements [io.Reader].
+func (b *bounded) Read(p []byte) (int, error) {
+	if int64(len(p)) > b.left+1 {
+		p = p[:b.left+1]
+	}
+	n, err := b.r.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, errTooLarge
+	}
+	return n, err
+}
+
+// A boundedFile is a file of which no more than a bound is read, however it
+// grows meanwhile.
+type boundedFile struct {
+	bounded
+	io.Closer
+}
 
 // openFile opens a file of a results folder, which may be somebody else's: no
-// pipe that nobody writes to, and no link that leads out of it.
-func openFile(path string) (*os.File, error) {
-	info, err := os.Lstat(path)
+// pipe that nobody writes to, no link that leads out of it, and nothing longer
+// than most bytes.
+func openFile(path string, most int64) (*boundedFile, error) {
+	before, err := os.Lstat(path)
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() {
+	if !before.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
-	return os.Open(path)
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	after, err := file.Stat()
+	switch {
+	case err != nil:
+	case !os.SameFile(before, after): // somebody put another in its place meanwhile
+		err = fmt.Errorf("%s is not a regular file", path)
+	case after.Size() > most:
+		err = fmt.Errorf("%s has more than %d bytes: %w", path, most, errTooLarge)
+	default:
+		return &boundedFile{bounded{r: file, left: most}, file}, nil
+	}
+	file.Close()
+	return nil, err
 }
 
-func readFile(path string) ([]byte, error) {
-	file, err := openFile(path)
+func readFile(path string, most int64) ([]byte, error) {
+	file, err := openFile(path, most)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	return io.ReadAll(file)
+	b, err := io.ReadAll(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	return b, nil
 }
 
 func readManifest(dir string) (manifest, error) {
 	var m manifest
-	file, err := openFile(filepath.Join(dir, manifestFile))
+	b, err := readFile(filepath.Join(dir, manifestFile), maxManifest)
 	if err != nil {
 		if _, missing := os.Lstat(filepath.Join(dir, sweepFile)); missing == nil {
 			return m, fmt.Errorf("report: %s is a sweep; its runs are in %s", dir, filepath.Join(dir, runsDir))
@@ -335,11 +397,6 @@ func readManifest(dir string) (manifest, error) {
 		if errors.Is(err, os.ErrNotExist) {
 			return m, fmt.Errorf("report: %s holds no results of a run: %w", dir, os.ErrNotExist)
 		}
-		return m, fmt.Errorf("report: reading a results folder: %w", err)
-	}
-	defer file.Close()
-	b, err := io.ReadAll(io.LimitReader(file, maxManifest))
-	if err != nil {
 		return m, fmt.Errorf("report: reading a results folder: %w", err)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))

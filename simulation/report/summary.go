@@ -63,7 +63,7 @@ type digest struct {
 	delivery            []time.Duration // from accepted to shown, sorted
 	pending             []int           // messages that were not shown
 	found               []time.Duration // how long each successful lookup took, sorted
-	hops                []count         // lookups by longest chain
+	hops                []count         // lookups by longest chain, shortest first
 	hopsMean            float64         // of the successful ones
 	stale, crashes      int
 	skews               int // faults that are wrong clocks
@@ -73,7 +73,11 @@ type digest struct {
 }
 
 // A count says how many lookups had a value, and how many of those failed.
+// Those with [mostHops] had as many or more.
 type count struct{ value, n, failed int }
+
+// mostHops is beyond any chain of referrals that a lookup of ours follows.
+const mostHops = 64
 
 type traffic struct {
 	name           string
@@ -100,6 +104,7 @@ func digestOf(r *simulation.Result) digest {
 		}
 	}
 	hops := 0
+	var hopCounts [mostHops + 1]count
 	for _, l := range r.Lookups {
 		if l.Found {
 			d.found = append(d.found, l.Took)
@@ -108,12 +113,21 @@ func digestOf(r *simulation.Result) digest {
 		if l.Stale {
 			d.stale++
 		}
-		d.hops = tally(d.hops, l.Hops, !l.Found)
+		h := &hopCounts[max(0, min(l.Hops, mostHops))]
+		h.n++
+		if !l.Found {
+			h.failed++
+		}
+	}
+	for hops, h := range hopCounts {
+		if h.n > 0 {
+			h.value = hops
+			d.hops = append(d.hops, h)
+		}
 	}
 	d.hopsMean = ratio(hops, len(d.found))
 	slices.Sort(d.delivery)
 	slices.Sort(d.found)
-	slices.SortFunc(d.hops, func(a, b count) int { return a.value - b.value })
 	d.nodes = make([]traffic, len(r.Nodes))
 	for i, n := range r.Nodes {
 		d.crashes += n.Crashes
@@ -149,19 +163,6 @@ func digestOf(r *simulation.Result) digest {
 func (t *traffic) add(u simulation.Traffic) {
 	t.sent += u.Sent
 	t.received += u.Received
-}
-
-func tally(counts []count, value int, failed bool) []count {
-	i := slices.IndexFunc(counts, func(c count) bool { return c.value == value })
-	if i < 0 {
-		i = len(counts)
-		counts = append(counts, count{value: value})
-	}
-	counts[i].n++
-	if failed {
-		counts[i].failed++
-	}
-	return counts
 }
 
 // percentile returns the smallest of sorted that at least permille of them do

@@ -222,7 +222,7 @@ func writeTable[T any](w *writer, t table[T], rows []T) {
 
 func readTable[T any](dir string, t table[T], nodes roster) ([]T, error) {
 	path := filepath.Join(dir, t.name)
-	file, err := openFile(path)
+	file, err := openFile(path, maxTable)
 	if err != nil {
 		return nil, fmt.Errorf("report: reading a table: %w", err)
 	}
@@ -244,6 +244,9 @@ func readTable[T any](dir string, t table[T], nodes roster) ([]T, error) {
 		}
 		if err != nil {
 			return nil, fmt.Errorf("report: reading %s: %w", path, err)
+		}
+		if len(rows) == maxRows {
+			return nil, fmt.Errorf("report: reading %s: it has more than %d rows", path, maxRows)
 		}
 		var row T
 		for j, p := range t.fields(&row) {
@@ -301,9 +304,11 @@ func parseCell(p any, s string, nodes roster) (err error) {
 	case *string:
 		*p = s
 	case *int:
-		*p, err = strconv.Atoi(s)
+		var n int64
+		n, err = parseCount(s)
+		*p = int(n)
 	case *int64:
-		*p, err = strconv.ParseInt(s, 10, 64)
+		*p, err = parseCount(s)
 	case *bool:
 		*p, err = strconv.ParseBool(s)
 	case *float64:
@@ -317,6 +322,19 @@ func parseCell(p any, s string, nodes roster) (err error) {
 		panic(fmt.Sprintf("report: internal error: no cell for %T", p))
 	}
 	return err
+}
+
+// maxCount is the largest number of anything in a table. Twice the sum of a
+// column is an int64.
+const maxCount = 1<<40 - 1
+
+// parseCount reads a number of things.
+func parseCount(s string) (int64, error) {
+	n, err := strconv.ParseUint(s, 10, 63)
+	if err != nil || n > maxCount {
+		return 0, fmt.Errorf("%q is not a number from 0 to %d", s, int64(maxCount))
+	}
+	return int64(n), nil
 }
 
 // parseSeconds reads what cell wrote; a float64 would lose nanoseconds.
