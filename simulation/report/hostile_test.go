@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"starling/simulation"
 )
 
@@ -130,5 +132,48 @@ func TestTablesOfNonsense(t *testing.T) {
 	}
 	if n := len(every(1e300, 1e300, 1, plainNumber)); n > 1000 {
 		t.Errorf("%d ticks", n)
+	}
+}
+
+// A spreadsheet runs what begins with an equals sign, and more.
+func TestTablesHoldNoFormulas(t *testing.T) {
+	names := []string{"=1+1", "+1+1", "-1+1", "@SUM(1)", "\t=1", "'quoted", "-7", "\r=1"}
+	r := small()
+	for i, name := range names {
+		r.Nodes = append(r.Nodes, simulation.NodeResult{Name: name, Region: name, Role: "peer"})
+		r.Messages = append(r.Messages, simulation.Message{ID: name, From: 3 + i, Shown: -1, Confirmed: -1})
+	}
+	r.Metrics = append(r.Metrics, simulation.Metric{Name: "=evil()", Value: -1, Unit: "@", Goal: "+"})
+	dir := finish(t, filepath.Join(t.TempDir(), "run"), r)
+	got, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(r.Nodes, got.Nodes); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(r.Messages, got.Messages); diff != "" {
+		t.Error(diff)
+	}
+	run, err := ReadRun(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run.Manifest.Params = map[string]string{"=k": "=v", "skew": "-5m"}
+	other := run
+	other.Manifest.Params = map[string]string{"=k": "=w", "skew": "-7m"}
+	sweep := t.TempDir()
+	if err := Sweep(sweep, []Run{run, other}); err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range [][][]string{rows(t, dir, nodesTable.name), rows(t, dir, messagesTable.name), rows(t, dir, metricsTable.name), rows(t, sweep, "sweep.csv"), rows(t, sweep, "runs.csv")} {
+		for _, row := range table {
+			for _, cell := range row {
+				_, number := quantity(cell)
+				if cell != "" && strings.ContainsRune("=+-@\t\r", rune(cell[0])) && !number {
+					t.Errorf("%q is a formula, in %q", cell, row)
+				}
+			}
+		}
 	}
 }

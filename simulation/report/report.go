@@ -23,7 +23,9 @@
 // of the [simulation.Result]. Nodes are numbered by their row in nodes.csv, from
 // 0. Times are seconds with nine digits from the start of virtual time (wall_s
 // and cpu_s: real seconds); an empty time means never, or to the end. An empty
-// number is one that there was nothing to measure for.
+// number is one that there was nothing to measure for. A text that a spreadsheet
+// would take for a formula, beginning with =, +, - or @, has an apostrophe before
+// it, and so has one that begins with an apostrophe.
 //
 // A folder is a function of its Result: the same Result gives the same bytes.
 // Files are written under a temporary name and renamed, so that a full disk

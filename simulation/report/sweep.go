@@ -216,12 +216,12 @@ func (s sweep) varied(i int) bool {
 
 func (s sweep) writeIntervals(w io.Writer) error {
 	c := csv.NewWriter(w)
-	rows := [][]string{slices.Concat([]string{"metric", "unit"}, s.keys, []string{"runs", "mean", "ci95_low", "ci95_high", "lowest", "highest"})}
+	rows := [][]string{slices.Concat([]string{"metric", "unit"}, each(s.keys, shielded), []string{"runs", "mean", "ci95_low", "ci95_high", "lowest", "highest"})}
 	for i, m := range s.metrics {
 		for _, g := range s.groups {
-			row := []string{m.Name, m.Unit}
+			row := []string{shielded(m.Name), shielded(m.Unit)}
 			for _, k := range s.keys {
-				row = append(row, g.params[k])
+				row = append(row, setCell(g.params[k]))
 			}
 			iv := g.metrics[i]
 			row = append(row, strconv.Itoa(iv.n))
@@ -234,6 +234,14 @@ func (s sweep) writeIntervals(w io.Writer) error {
 	return c.WriteAll(rows)
 }
 
+func each(list []string, fn func(string) string) []string {
+	all := make([]string, len(list))
+	for i, s := range list {
+		all[i] = fn(s)
+	}
+	return all
+}
+
 func writeRuns(w io.Writer, dir string, runs []Run, metrics []simulation.Metric) error {
 	params := map[string]bool{}
 	for _, r := range runs {
@@ -242,15 +250,15 @@ func writeRuns(w io.Writer, dir string, runs []Run, metrics []simulation.Metric)
 		}
 	}
 	keys := sortedKeys(params)
-	head := slices.Concat([]string{"folder", "seed", "outcome"}, keys)
+	head := slices.Concat([]string{"folder", "seed", "outcome"}, each(keys, shielded))
 	for _, m := range metrics {
-		head = append(head, m.Name)
+		head = append(head, shielded(m.Name))
 	}
 	rows := [][]string{head}
 	for _, r := range runs {
-		row := []string{relative(dir, r.Dir), strconv.FormatUint(r.Manifest.Seed, 10), r.Manifest.Outcome}
+		row := []string{shielded(relative(dir, r.Dir)), strconv.FormatUint(r.Manifest.Seed, 10), shielded(r.Manifest.Outcome)}
 		for _, k := range keys {
-			row = append(row, r.Manifest.Params[k])
+			row = append(row, setCell(r.Manifest.Params[k]))
 		}
 		for _, m := range metrics {
 			row = append(row, number(metric(r, m.Name)))

@@ -48,7 +48,7 @@ func rosterOf(nodes []simulation.NodeResult) roster {
 // write names node i; by its number if its name does not say which it is.
 func (r roster) write(i int) string {
 	if i >= 0 && i < len(r.names) && r.index[r.names[i]] == i {
-		return r.names[i]
+		return shielded(r.names[i])
 	}
 	return strconv.Itoa(i)
 }
@@ -57,7 +57,7 @@ func (r roster) read(s string) (int, error) {
 	if i, err := strconv.Atoi(s); err == nil {
 		return i, nil
 	}
-	if i, ok := r.index[s]; ok && i >= 0 {
+	if i, ok := r.index[bare(s)]; ok && i >= 0 {
 		return i, nil
 	}
 	return 0, fmt.Errorf("%q is not the name of one node of %s", s, nodesTable.name)
@@ -265,7 +265,7 @@ func cell(p any, nodes roster) string {
 	case place:
 		return nodes.write(*p.index)
 	case *string:
-		return *p
+		return shielded(*p)
 	case *int:
 		return strconv.Itoa(*p)
 	case *int64:
@@ -288,6 +288,27 @@ func cell(p any, nodes roster) string {
 	panic(fmt.Sprintf("report: internal error: no cell for %T", p))
 }
 
+// shielded puts an apostrophe before a text that a spreadsheet would take for a
+// formula, and before one that begins with an apostrophe: names in scenarios and
+// results may be somebody else's.
+func shielded(s string) string {
+	if s != "" && strings.ContainsRune("=+-@\t\r'", rune(s[0])) {
+		return "'" + s
+	}
+	return s
+}
+
+// bare undoes shielded.
+func bare(s string) string { return strings.TrimPrefix(s, "'") }
+
+// setCell writes the value of a parameter; a number needs no shield.
+func setCell(s string) string {
+	if _, ok := quantity(s); ok {
+		return s
+	}
+	return shielded(s)
+}
+
 // number writes a number as short as it reads back the same; nothing for NaN.
 func number(v float64) string {
 	if math.IsNaN(v) {
@@ -302,7 +323,7 @@ func parseCell(p any, s string, nodes roster) (err error) {
 	case place:
 		*p.index, err = nodes.read(s)
 	case *string:
-		*p = s
+		*p = bare(s)
 	case *int:
 		var n int64
 		n, err = parseCount(s)
