@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"starling/simulation"
@@ -44,8 +45,34 @@ func (p *progress) show(u simulation.Usage) {
 	fmt.Fprintln(p.a.err, line)
 }
 
-// end leaves the line.
-func (p *progress) end() {
+// follow returns a function that tells the progress of a run, and one that ends
+// the telling and leaves the line. Virtual time calls the first and must not wait
+// for a disk or a terminal: it hands over, and drops what comes too fast. each is
+// called with what is told, outside of virtual time, one after another.
+func (p *progress) follow(each func()) (tell func(simulation.Usage), end func()) {
+	news := make(chan simulation.Usage, 1) // tell sends if there is room; end closes it
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for u := range news {
+			p.show(u)
+			each()
+		}
+	})
+	tell = func(u simulation.Usage) {
+		select {
+		case news <- u:
+		default:
+		}
+	}
+	return tell, func() {
+		close(news)
+		wg.Wait()
+		p.leave()
+	}
+}
+
+// leave leaves the line.
+func (p *progress) leave() {
 	if p.live && p.shown {
 		fmt.Fprint(p.a.err, "\r\x1b[K")
 	}

@@ -111,17 +111,16 @@ func (a *app) run(ctx context.Context, name string, f runFlags) error {
 			return err
 		}
 	}
-	p := a.progress(s.Name())
+	tell, told := a.progress(s.Name()).follow(func() {
+		_ = folder.Flush() // for somebody who looks meanwhile; Finish reports the error again
+	})
 	cfg.Sink = func(e simulation.Event) {
 		_ = folder.Event(e) // Finish reports it again, and the run is worth going on
 	}
-	cfg.Progress = func(u simulation.Usage) {
-		p.show(u)
-		_ = folder.Flush() // for somebody who looks meanwhile; likewise
-	}
+	cfg.Progress = tell
 	cfg.Interrupted = func() bool { return ctx.Err() != nil }
 	r, runErr := simulation.Run(cfg, play)
-	p.end()
+	told()
 	if r == nil {
 		return usage("%s", runErr)
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -352,7 +351,7 @@ func (a *app) runOne(ctx context.Context, self, name string, j job) (outcome str
 	ownGroup(c)                                                          // Ctrl-C on a terminal would be a second signal, which kills
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) } // it writes what there is
 	c.WaitDelay = time.Minute
-	var errs bytes.Buffer
+	var errs excerpt
 	c.Stderr = &errs
 	err := c.Run()
 	if run, readErr := report.ReadRun(j.dir); readErr == nil {
@@ -361,5 +360,22 @@ func (a *app) runOne(ctx context.Context, self, name string, j job) (outcome str
 	if ctx.Err() != nil {
 		return "interrupted", false
 	}
-	return fmt.Sprintf("left no results (%v): %s", err, strings.TrimSpace(errs.String())), false
+	return fmt.Sprintf("left no results (%v): %s", err, strings.TrimSpace(string(errs.text))), false
+}
+
+// keptOfErrors is how much of what a run writes to standard error is kept: half of
+// it from the beginning, where a panic says why, and half from the end.
+const keptOfErrors = 64 << 10 // bytes
+
+// An excerpt is the beginning and the end of what was written to it.
+type excerpt struct{ text []byte }
+
+// Write implements [io.Writer].
+func (e *excerpt) Write(p []byte) (int, error) {
+	e.text = append(e.text, p...)
+	if over := len(e.text) - keptOfErrors; over > 0 {
+		const half = keptOfErrors / 2
+		e.text = slices.Delete(e.text, half, half+over)
+	}
+	return len(p), nil
 }

@@ -270,6 +270,16 @@ func setting(params map[string]string, keys []string) string {
 	return strings.Join(parts, ", ")
 }
 
+// settingKey tells settings apart, whatever their values are; setting is for
+// readers.
+func settingKey(params map[string]string, keys []string) string {
+	var b strings.Builder
+	for _, k := range keys {
+		fmt.Fprintf(&b, "%q=%q ", k, params[k])
+	}
+	return b.String()
+}
+
 // title names a run.
 func title(m simulation.Manifest) string {
 	return fmt.Sprintf("%s, seed %d", m.Scenario, m.Seed)

@@ -158,7 +158,7 @@ func sweepOf(runs []Run) sweep {
 			continue
 		}
 		s.counted++
-		at := setting(r.Manifest.Params, s.keys)
+		at := settingKey(r.Manifest.Params, s.keys)
 		if samples[at] == nil {
 			s.groups = append(s.groups, group{params: r.Manifest.Params})
 		}
@@ -180,7 +180,7 @@ func sweepOf(runs []Run) sweep {
 	for i, g := range s.groups {
 		for _, m := range s.metrics {
 			var values []float64
-			for _, r := range samples[setting(g.params, s.keys)] {
+			for _, r := range samples[settingKey(g.params, s.keys)] {
 				values = append(values, metric(r, m.Name))
 			}
 			s.groups[i].metrics = append(s.groups[i].metrics, intervalOf(values).within(m))
@@ -284,6 +284,7 @@ func relative(dir, run string) string {
 
 // A curve is a metric against one key, the other keys held.
 type curve struct {
+	id   string // no other setting of the other keys has it
 	name string
 	at   []float64 // positions of the values of the key
 	y    []interval
@@ -431,11 +432,11 @@ func (s sweep) curves(i int, key string) (curves []curve, left int) {
 		if g.metrics[i].n == 0 {
 			continue
 		}
-		name := setting(g.params, others)
-		j := slices.IndexFunc(curves, func(c curve) bool { return c.name == name })
+		id := settingKey(g.params, others)
+		j := slices.IndexFunc(curves, func(c curve) bool { return c.id == id })
 		if j < 0 {
 			j = len(curves)
-			curves = append(curves, curve{name: name})
+			curves = append(curves, curve{id: id, name: setting(g.params, others)})
 		}
 		curves[j].at = append(curves[j].at, pos[slices.Index(s.values[key], g.params[key])])
 		curves[j].y = append(curves[j].y, g.metrics[i])

@@ -336,3 +336,15 @@ func TestViolationIsBrokenWhateverTheOutcomeSays(t *testing.T) {
 		}
 	}
 }
+
+func TestSettingsAreToldApart(t *testing.T) {
+	a := map[string]string{"a": "1, b=2", "b": "3", "c": "1"}
+	b := map[string]string{"a": "1", "b": "2, b=3", "c": "1"}
+	s := sweepOf([]Run{runOf(1, a, "held", 1), runOf(1, b, "held", 2), runOf(1, map[string]string{"a": "1", "b": "3", "c": "2"}, "held", 3)})
+	if len(s.groups) != 3 {
+		t.Errorf("%d groups, want 3", len(s.groups))
+	}
+	if curves, _ := s.curves(0, "c"); len(curves) != 3 {
+		t.Errorf("%d curves, want 3", len(curves))
+	}
+}
