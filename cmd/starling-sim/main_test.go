@@ -170,7 +170,7 @@ func TestWrongUse(t *testing.T) {
 func TestSweepPlotsWhatVaries(t *testing.T) {
 	dir := t.TempDir()
 	args := []string{"sweep", "hello", "--seeds", "1..3", "--vary", "nodes=4,5", "--set", "pause=20s"}
-	sim(t, dir, args...).want(exitOK, "report: "+filepath.Join("results", "hello-sweep", "index.html"), "held")
+	sim(t, dir, args...).want(exitOK, "report: "+filepath.Join("results", "hello-sweep", "index.html"), "6 of 6, ")
 	index, err := os.ReadFile(filepath.Join(dir, "results", "hello-sweep", "index.html"))
 	if err != nil || !strings.Contains(string(index), "95") {
 		t.Errorf("the page has %d bytes, %v", len(index), err)

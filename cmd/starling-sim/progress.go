@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"starling/simulation"
+	"starling/simulation/report"
 )
 
 // quietEvery is how often progress is told to a log, which nobody watches.
@@ -16,15 +17,19 @@ const quietEvery = 30 * time.Second
 type progress struct {
 	a      *app
 	name   string
+	total  time.Duration // that the scenario lasts; then it settles
 	live   bool
 	last   simulation.Usage // shown last
 	shown  bool
 	before simulation.Usage // a moment ago, for the speed
 }
 
-func (a *app) progress(name string) *progress {
-	return &progress{a: a, name: name, live: a.terminal()}
+func (a *app) progress(name string, total time.Duration) *progress {
+	return &progress{a: a, name: name, total: total, live: a.terminal()}
 }
+
+// whole writes a time in whole seconds.
+func whole(d time.Duration) string { return report.Time(d.Round(time.Second)) }
 
 // show is called about once a second.
 func (p *progress) show(u simulation.Usage) {
@@ -37,7 +42,7 @@ func (p *progress) show(u simulation.Usage) {
 		return
 	}
 	p.last, p.shown = u, true
-	line := fmt.Sprintf("%s: %v simulated, %.0f times as fast as real time, %d MiB", p.name, u.At.Round(time.Second), speed, u.Memory>>20)
+	line := fmt.Sprintf("%s: %s of %s simulated, %.0f times as fast as real time, %d MB", p.name, whole(u.At), whole(p.total), speed, u.Memory/1_000_000)
 	if p.live {
 		fmt.Fprintf(p.a.err, "\r%s\x1b[K", line)
 		return
@@ -71,9 +76,12 @@ func (p *progress) follow(each func()) (tell func(simulation.Usage), end func())
 	}
 }
 
-// leave leaves the line.
+// leave leaves the line; a log that has some gets one that says it is over.
 func (p *progress) leave() {
-	if p.live && p.shown {
+	switch {
+	case p.shown && p.live:
 		fmt.Fprint(p.a.err, "\r\x1b[K")
+	case p.shown:
+		fmt.Fprintf(p.a.err, "%s: ended; writing the results\n", p.name)
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -21,7 +22,7 @@ func TestProgressDoesNotHoldVirtualTime(t *testing.T) {
 	defer w.Close()
 	stuck := make(chan struct{})
 	told := 0
-	tell, end := (&progress{a: &app{err: w}, name: "town"}).follow(func() { told++; <-stuck })
+	tell, end := (&progress{a: &app{err: w}, name: "town", total: time.Hour}).follow(func() { told++; <-stuck })
 	err = bubble.Run(1, func() {
 		for i := range 100 {
 			time.Sleep(time.Second)
@@ -51,5 +52,23 @@ func TestExcerptKeepsBothEnds(t *testing.T) {
 	_, _ = e.Write([]byte("last"))
 	if s := string(e.text); len(s) > keptOfErrors || !strings.HasPrefix(s, "panic: first") || !strings.HasSuffix(s, "last") {
 		t.Errorf("it keeps %d bytes, %q to %q", len(s), s[:12], s[len(s)-4:])
+	}
+}
+
+// A log says how much there is to do, and that it is done.
+func TestProgressInALog(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p := (&app{err: w}).progress("town", 90*time.Minute)
+	p.show(simulation.Usage{At: 61 * time.Minute, Wall: time.Minute, Memory: 5_000_000})
+	p.leave()
+	w.Close()
+	b, err := io.ReadAll(r)
+	want := "town: 1 h 1 min of 1 h 30 min simulated, 61 times as fast as real time, 5 MB\ntown: ended; writing the results\n"
+	if err != nil || string(b) != want {
+		t.Errorf("got %q, want %q, %v", b, want, err)
 	}
 }

@@ -82,6 +82,10 @@ func (a *app) run(ctx context.Context, name string, f runFlags) error {
 	if err != nil {
 		return usage("%s", err).try("See starling-sim list.")
 	}
+	outline, err := s.Outline(set)
+	if err != nil {
+		return usage("%s", err)
+	}
 	cfg.Repeat = repeat(name, f)
 	dir := f.out
 	if dir == "" {
@@ -92,6 +96,9 @@ func (a *app) run(ctx context.Context, name string, f runFlags) error {
 	})
 	if err != nil {
 		return fail(exitError, "%s", err).try("Choose another folder with --out.")
+	}
+	for _, note := range outline.Notes {
+		fmt.Fprintf(a.err, "note: %s\n", plain(note))
 	}
 	if f.profile != "" {
 		stop, err := profile(f.profile)
@@ -111,7 +118,7 @@ func (a *app) run(ctx context.Context, name string, f runFlags) error {
 			return err
 		}
 	}
-	tell, told := a.progress(s.Name()).follow(func() {
+	tell, told := a.progress(s.Name(), outline.Duration).follow(func() {
 		_ = folder.Flush() // for somebody who looks meanwhile; Finish reports the error again
 	})
 	cfg.Sink = func(e simulation.Event) {
@@ -138,10 +145,10 @@ func (a *app) verdict(r *simulation.Result, err error) error {
 	case err == nil:
 		return nil
 	case violated:
-		return fail(exitViolated, "a promise was not kept (%s), %v after the start: %s", v.Oracle, v.At.Round(time.Millisecond), v.What).
+		return fail(exitViolated, "a promise was not kept (%s), %s after the start: %s", v.Oracle, report.Time(v.At), v.What).
 			try("Repeat it with: %s", v.Repeat)
 	case r.Manifest.Outcome == "interrupted":
-		return fail(exitInterrupted, "interrupted after %v of virtual time", time.Duration(r.Manifest.Simulated).Round(time.Second))
+		return fail(exitInterrupted, "interrupted after %s of virtual time", whole(time.Duration(r.Manifest.Simulated)))
 	}
 	return fail(exitError, "%s", err)
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -287,7 +288,7 @@ func runShapeOf(r report.Run) runShape {
 func said(r report.Run) (outcome string, held bool) {
 	switch {
 	case r.Violation != nil:
-		return fmt.Sprintf("violated (%s) at %v: %s", r.Violation.Oracle, r.Violation.At.Round(time.Millisecond), r.Violation.What), false
+		return fmt.Sprintf("violated (%s) after %s: %s", r.Violation.Oracle, report.Time(r.Violation.At), r.Violation.What), false
 	case r.Manifest.Outcome == "failed":
 		return "failed: " + r.Manifest.Error, false
 	}
@@ -304,6 +305,7 @@ func (a *app) runAll(ctx context.Context, name string, jobs []job, atOnce int) (
 	}
 	results := make([]string, len(jobs))
 	before := 0
+	var ended atomic.Int64
 	var g errgroup.Group
 	g.SetLimit(atOnce)
 	for i, j := range jobs {
@@ -312,6 +314,7 @@ func (a *app) runAll(ctx context.Context, name string, jobs []job, atOnce int) (
 		}
 		if run, err := report.ReadRun(j.dir); err == nil && run.Manifest.Outcome != "interrupted" {
 			before++ // of an earlier start of this sweep
+			ended.Add(1)
 			if outcome, held := said(run); !held {
 				results[i] = filepath.Base(j.dir) + ": " + outcome
 			}
@@ -325,7 +328,7 @@ func (a *app) runAll(ctx context.Context, name string, jobs []job, atOnce int) (
 				return err
 			}
 			outcome, held := a.runOne(ctx, self, name, j)
-			fmt.Fprintf(a.err, "%s: %s\n", filepath.Base(j.dir), outcome)
+			fmt.Fprintf(a.err, "%d of %d, %s: %s\n", ended.Add(1), len(jobs), filepath.Base(j.dir), plain(outcome))
 			if !held {
 				results[i] = filepath.Base(j.dir) + ": " + outcome
 			}

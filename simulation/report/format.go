@@ -39,6 +39,9 @@ func span(d time.Duration) string {
 	return twoUnits(d.Round(time.Hour), 24*time.Hour, "d", time.Hour, "h")
 }
 
+// Time writes a time as [Headline] does, for a terminal.
+func Time(d time.Duration) string { return strings.ReplaceAll(span(d), nbsp, " ") }
+
 func twoUnits(d, big time.Duration, bigUnit string, small time.Duration, smallUnit string) string {
 	s := fmt.Sprintf("%d%s%s", d/big, nbsp, bigUnit)
 	if rest := d % big / small; rest != 0 {

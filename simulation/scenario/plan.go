@@ -1,12 +1,15 @@
 package scenario
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -34,6 +37,7 @@ type plan struct {
 	faults   []fault
 	eclipse  *eclipse
 	flood    *flood
+	notes    []string // see [Outline]
 }
 
 // A group is nodes of one kind.
@@ -251,7 +255,7 @@ func (p *plan) readNetwork(s section, folder string) {
 		m.Jitter, m.Spread = jitter, s.share("spread", 0.2)
 		p.config.Topology, p.regions = m, m.Regions
 	case "trace":
-		if trace := readTrace(s, folder); trace != nil {
+		if trace := p.readTrace(s, folder); trace != nil {
 			p.config.Topology = shaky{trace, jitter}
 		}
 	default:
@@ -285,7 +289,7 @@ func (p *plan) readMatrix(s section, folder string) network.Matrix {
 	return m
 }
 
-func readTrace(s section, folder string) network.Topology {
+func (p *plan) readTrace(s section, folder string) network.Topology {
 	name := s.text("trace")
 	f, err := openFile(beside(folder, name))
 	if err != nil {
@@ -293,12 +297,54 @@ func readTrace(s section, folder string) network.Topology {
 		return nil
 	}
 	defer f.Close()
-	topology, err := network.ParseTrace(f)
+	seen := &coverage{nodes: p.nodes}
+	topology, err := network.ParseTrace(io.TeeReader(f, seen))
 	if err != nil {
 		s.wrong("trace", "%s: %v", name, err)
 		return nil
 	}
+	seen.end(seen.line)
+	if got, all := len(seen.pairs), p.nodes*(p.nodes-1)/2; got < all {
+		p.notes = append(p.notes, fmt.Sprintf("the trace %s has %d of the %d pairs of nodes; each of the others gets the latency of a pair that it has, drawn from the seed", name, got, all))
+	}
 	return topology
+}
+
+// A coverage counts the pairs of nodes for which a trace that is written to it
+// has a latency. It skips what is no line of a trace: the parser refuses that.
+type coverage struct {
+	nodes int
+	line  []byte // as far as it has come
+	pairs map[[2]int]bool
+}
+
+// Write implements [io.Writer].
+func (c *coverage) Write(b []byte) (int, error) {
+	n := len(b)
+	for {
+		i := bytes.IndexByte(b, '\n')
+		if i < 0 {
+			c.line = append(c.line, b...)
+			return n, nil
+		}
+		c.end(append(c.line, b[:i]...))
+		c.line, b = c.line[:0], b[i+1:]
+	}
+}
+
+func (c *coverage) end(line []byte) {
+	cells := strings.SplitN(string(line), ",", 3)
+	if len(cells) < 3 {
+		return
+	}
+	from, err1 := strconv.Atoi(strings.TrimSpace(cells[0]))
+	to, err2 := strconv.Atoi(strings.TrimSpace(cells[1]))
+	if err1 == nil && err2 == nil && max(from, to) < c.nodes {
+		if c.pairs == nil {
+			c.pairs = map[[2]int]bool{}
+		}
+		c.pairs[[2]int{min(from, to), max(from, to)}] = true
+	}
 }
 
 // beside returns the path of a file that a scenario in folder names.

@@ -171,6 +171,34 @@ func (s *Scenario) Build(seed uint64, set map[string]string) (simulation.Config,
 	return cfg, p.play, nil
 }
 
+// An Outline is what a person wants to know of a scenario before it runs.
+type Outline struct {
+	Duration time.Duration // of what the file says; settling comes on top
+	Notes    []string      // what somebody may have meant otherwise
+}
+
+// Outline returns the outline of a scenario with parameters set, as for
+// [Scenario.Build], which has accepted them.
+func (s *Scenario) Outline(set map[string]string) (Outline, error) {
+	r := s.reader()
+	for _, p := range s.params {
+		text, isSet := set[p.Name]
+		if !isSet {
+			continue
+		}
+		v, err := p.parse(text)
+		if err != nil {
+			return Outline{}, fmt.Errorf("scenario: parameter %s of %s: %w", p.Name, s.name, err)
+		}
+		r.values[p.Name] = v
+	}
+	p := r.read(s.root, s.folder)
+	if err := s.blame(r.problems, set); err != nil {
+		return Outline{}, err
+	}
+	return Outline{p.duration, p.notes}, nil
+}
+
 // blame makes an error of the problems of a scenario that was in order before
 // parameters were set: it names those that may be the cause, and the line only
 // if the file is the user's own.

@@ -496,3 +496,25 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// Whoever has a trace of few sites sees that most latencies are not measured.
+func TestOutlineSaysWhatATraceLacks(t *testing.T) {
+	dir := t.TempDir()
+	source := "about = \"a\"\nduration = \"2m\"\n[params]\nn = { number = 4, about = \"people\" }\n[[nodes]]\nname = \"p\"\ncount = \"$n\"\n[network]\ntrace = \"trace.csv\"\n"
+	for name, text := range map[string]string{"mine.toml": source, "trace.csv": "from,to,ms\n0,1,10\n1,0,12\n# more\n0, 2,10\n7,8,1\n1,2,3"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := Open(filepath.Join(dir, "mine.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := s.Outline(nil)
+	if err != nil || o.Duration != 2*time.Minute || len(o.Notes) != 1 || !strings.Contains(o.Notes[0], "has 3 of the 6 pairs") {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if o, err = s.Outline(map[string]string{"n": "3"}); err != nil || len(o.Notes) != 0 {
+		t.Errorf("a trace that covers all: %+v, %v", o, err)
+	}
+}
