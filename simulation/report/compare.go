@@ -143,6 +143,20 @@ func change(a, b float64, unit string) string {
 	return fmt.Sprintf("%+.1f%s%%", (b-a)/math.Abs(a)*100, nbsp)
 }
 
+// cut says which runs did not end by themselves; empty if all did.
+func (c comparison) cut() string {
+	var names []string
+	for i, r := range c.results {
+		if r.Manifest.Outcome != "held" {
+			names = append(names, fmt.Sprintf("%s (%s after %s)", letter(i), r.Manifest.Outcome, Time(seconds(r.Manifest.Simulated))))
+		}
+	}
+	if names == nil {
+		return ""
+	}
+	return strings.Join(names, ", ") + " did not run to the end, so totals and what was delivered are not comparable."
+}
+
 // letter names run i of a comparison.
 func letter(i int) string {
 	if i < 26 {
@@ -161,6 +175,9 @@ func Compare(w io.Writer, dirs ...string) error {
 	var b strings.Builder
 	for i, r := range c.results {
 		fmt.Fprintf(&b, "%s  %s: %s, %s\n", letter(i), dirs[i], title(r.Manifest), r.Manifest.Outcome)
+	}
+	if cut := c.cut(); cut != "" {
+		b.WriteString("\nMind: " + cut + "\n")
 	}
 	head := []string{""}
 	for i := range c.results {
@@ -233,6 +250,9 @@ func CompareHTML(w io.Writer, dirs ...string) error {
 			a.Title = letter(i) + ": " + a.Title
 			p.Alarms = append(p.Alarms, a)
 		}
+	}
+	if cut := c.cut(); cut != "" {
+		p.Alarms = append(p.Alarms, alarm{Title: "Not all runs are whole", What: cut})
 	}
 	if len(c.facts) > 0 {
 		p.Facts = &grid{Caption: "What the runs differ in", Head: columns(plain...)}

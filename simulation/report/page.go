@@ -380,6 +380,9 @@ func (p *runPage) traffic(d digest) {
 	if slices.ContainsFunc(d.protocols, func(t traffic) bool { return t.name == negotiation }) {
 		p.Traffic += " “" + negotiation + "” is what is sent while a stream agrees on its protocol."
 	}
+	if slices.ContainsFunc(d.protocols, func(t traffic) bool { return t.sent > 0 && t.received == 0 }) {
+		p.Traffic += " A protocol that received nothing got no further than opening its streams: who opens one counts that as the protocol’s, the other as “" + negotiation + "”."
+	}
 	p.Protocols = &grid{Caption: "Bytes by protocol", Head: columns("Protocol", "Sent#", "Received#", "Share#", "Sent ▪ received ▫")}
 	all := float64(d.sent + d.received)
 	for _, t := range d.protocols {

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -98,5 +99,14 @@ func sweepTo(t *testing.T, dir string, losses, churns []string, seeds int) {
 	}
 	if err := Sweep(dir, runs); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestPageExplainsAProtocolThatReceivedNothing(t *testing.T) {
+	r := small()
+	r.Traffic = append(r.Traffic, simulation.Traffic{Node: 0, Protocol: "/push", Sent: 41})
+	p := runPage{}
+	if p.traffic(digestOf(r)); !strings.Contains(p.Traffic, "got no further than opening its streams") {
+		t.Errorf("%q", p.Traffic)
 	}
 }

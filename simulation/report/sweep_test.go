@@ -348,3 +348,26 @@ func TestSettingsAreToldApart(t *testing.T) {
 		t.Errorf("%d curves, want 3", len(curves))
 	}
 }
+
+func TestCompareWarnsOfRunsThatWereCut(t *testing.T) {
+	dir := t.TempDir()
+	a, b := small(), small()
+	a.Violation, a.Manifest.Outcome = nil, "held"
+	b.Violation, b.Manifest.Outcome = nil, "interrupted"
+	finish(t, filepath.Join(dir, "a"), a)
+	finish(t, filepath.Join(dir, "b"), b)
+	const want = "B (interrupted after 1 min 40 s) did not run to the end"
+	var text, page strings.Builder
+	if err := errors.Join(Compare(&text, filepath.Join(dir, "a"), filepath.Join(dir, "b")), CompareHTML(&page, filepath.Join(dir, "a"), filepath.Join(dir, "b"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{text.String(), page.String()} {
+		if !strings.Contains(s, want) {
+			t.Errorf("it does not say %q:\n%.2000s", want, s)
+		}
+	}
+	text.Reset()
+	if err := Compare(&text, filepath.Join(dir, "a"), filepath.Join(dir, "a")); err != nil || strings.Contains(text.String(), "Mind") {
+		t.Errorf("two whole runs: %v\n%s", err, text.String())
+	}
+}
