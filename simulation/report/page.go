@@ -518,9 +518,17 @@ func sortedKeys[V any](m map[string]V) []string {
 	return keys
 }
 
+// revision returns a version without the program's name before it.
+func revision(version string) string {
+	if _, rest, ok := strings.Cut(version, " "); ok {
+		return rest
+	}
+	return version
+}
+
 // cite is how a paper may name the run.
 func cite(m simulation.Manifest) string {
-	s := fmt.Sprintf("Starling simulator %s, scenario “%s”", m.Version, m.Scenario)
+	s := fmt.Sprintf("Starling simulator %s, scenario “%s”", revision(m.Version), m.Scenario)
 	if len(m.Params) > 0 {
 		s += " with " + setting(m.Params, sortedKeys(m.Params))
 	}

@@ -110,3 +110,10 @@ func TestPageExplainsAProtocolThatReceivedNothing(t *testing.T) {
 		t.Errorf("%q", p.Traffic)
 	}
 }
+
+func TestCiteNamesTheProgramOnce(t *testing.T) {
+	m := simulation.Manifest{Scenario: "town", Version: "starling 0123abc"}
+	if got := cite(m); !strings.HasPrefix(got, "Starling simulator 0123abc, scenario") {
+		t.Errorf("%q", got)
+	}
+}

@@ -74,7 +74,7 @@ func TestSweepOverSeedsAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := strings.ReplaceAll(read(t, dir, "index.html"), nbsp, " ")
-	if !strings.Contains(page, "2 runs of town: no violation was seen.") || !strings.Contains(page, "0 s to 14.7 s") {
+	if !strings.Contains(page, "2 runs of town: no violation was seen.") || !strings.Contains(page, "0 s to 14.7 s") || !strings.Contains(page, "over two runs only") || !strings.Contains(page, "ends where the metric cannot be: at 0") {
 		t.Error("the index lacks the headline or the interval")
 	}
 	if err := Sweep(t.TempDir(), nil); err == nil {

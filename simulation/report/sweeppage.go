@@ -54,6 +54,10 @@ func (s sweep) writePage(w io.Writer, dir string, runs []Run, figures [][]figure
 		p.Alarms = append(p.Alarms, found...)
 	}
 	p.Explanation = "Points are means over the seeds; bars are 95" + nbsp + "% confidence intervals (Student’s t)."
+	if s.pairs() {
+		p.Explanation += " Some are over two runs only, where such an interval is more than twelve times as wide as the spread of the two: run more seeds."
+	}
+	p.Explanation += " An interval ends where the metric cannot be: at 0, and for a share at 100" + nbsp + "%."
 	if len(s.broken) > 0 {
 		p.Explanation += fmt.Sprintf(" Left out: %s that did not end well.", plural(len(s.broken), "run", "runs"))
 	}
@@ -77,6 +81,13 @@ func (s sweep) writePage(w io.Writer, dir string, runs []Run, figures [][]figure
 	p.Command, p.Cite, p.Source = s.command(runs), s.cite(runs), m.Source
 	p.Runs = s.list(dir, runs)
 	return templates.ExecuteTemplate(w, "sweep.html", p)
+}
+
+// pairs says whether an interval is over two runs only.
+func (s sweep) pairs() bool {
+	return slices.ContainsFunc(s.groups, func(g group) bool {
+		return slices.ContainsFunc(g.metrics, func(iv interval) bool { return iv.n == 2 && iv.lowest < iv.highest })
+	})
 }
 
 func (s sweep) headline(m simulation.Manifest, n int) string {
@@ -145,7 +156,7 @@ func (s sweep) command(runs []Run) string {
 // cite is how a paper may name the sweep.
 func (s sweep) cite(runs []Run) string {
 	m := runs[0].Manifest
-	c := fmt.Sprintf("Starling simulator %s, scenario “%s”", m.Version, m.Scenario)
+	c := fmt.Sprintf("Starling simulator %s, scenario “%s”", revision(m.Version), m.Scenario)
 	for i, k := range sortedKeys(s.values) {
 		c += []string{" with ", "; "}[min(i, 1)] + k + "=" + strings.Join(s.values[k], ", ")
 	}
