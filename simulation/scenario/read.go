@@ -306,7 +306,11 @@ func (s section) choice(key string, words ...string) string {
 	if text, ok := it.value.(string); ok && slices.Contains(words, text) {
 		return text
 	}
-	s.wrong(key, "%s is not one of %s", shown(it.value), strings.Join(words, ", "))
+	meant, _ := it.value.(string)
+	if meant = near(meant, words); meant != "" {
+		meant = fmt.Sprintf("; did you mean %q?", meant)
+	}
+	s.wrong(key, "%s is not one of %s%s", shown(it.value), strings.Join(words, ", "), meant)
 	return words[0]
 }
 

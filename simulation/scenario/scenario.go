@@ -78,7 +78,11 @@ func Open(nameOrPath string) (*Scenario, error) {
 	f, err := openFile(nameOrPath)
 	if err != nil {
 		if filepath.Base(nameOrPath) == nameOrPath && filepath.Ext(nameOrPath) == "" {
-			return nil, fmt.Errorf("scenario: there is no scenario %q, nor such a file; shipped are %s", nameOrPath, strings.Join(Names(), ", "))
+			meant := near(nameOrPath, Names())
+			if meant != "" {
+				meant = fmt.Sprintf("; did you mean %q?", meant)
+			}
+			return nil, fmt.Errorf("scenario: there is no scenario %q, nor such a file; shipped are %s%s", nameOrPath, strings.Join(Names(), ", "), meant)
 		}
 		return nil, fmt.Errorf("reading a scenario: %w", noFile(nameOrPath, err))
 	}

@@ -518,3 +518,14 @@ func TestOutlineSaysWhatATraceLacks(t *testing.T) {
 		t.Errorf("a trace that covers all: %+v, %v", o, err)
 	}
 }
+
+func TestChoicesAreSuggested(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "mine.toml")
+	source := "about = \"a\"\nduration = \"1m\"\n[[nodes]]\nname = \"p\"\n[node]\nstore = \"bagder\"\n"
+	if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(file); err == nil || !strings.Contains(err.Error(), `did you mean "badger"?`) {
+		t.Errorf("%v", err)
+	}
+}
