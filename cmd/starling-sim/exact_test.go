@@ -56,7 +56,7 @@ func TestExactRunsRepeat(t *testing.T) {
 			for i := 1; i < runs; i++ {
 				var more []string
 				if i == 1 {
-					more = []string{"--packets", filepath.Join(dir, "packets.csv")}
+					more = []string{"--packets", filepath.Join(dir, play[0]+".csv")}
 				}
 				stop := func() {}
 				if i >= runs-max(1, runs/5) {

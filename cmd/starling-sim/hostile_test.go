@@ -121,3 +121,15 @@ func TestSweepDoesNotTrustTheNamesOfFolders(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, said)
 	}
 }
+
+func TestVersionSaysWhyItCannotBeCited(t *testing.T) {
+	for version, want := range map[string]string{
+		"starling revision unknown":    "-buildvcs=false",
+		"starling 0123, changed since": "files that git does not know",
+		"starling 0123":                "",
+	} {
+		if got := doubt(version); !strings.Contains(got, want) || want == "" && got != "" {
+			t.Errorf("%s: %q", version, got)
+		}
+	}
+}

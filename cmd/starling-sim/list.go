@@ -109,10 +109,25 @@ func (a *app) versionCmd() *cobra.Command {
 			if exact.Enabled() {
 				build = "exact"
 			}
+			if hint := doubt(simulation.Version()); hint != "" {
+				fmt.Fprintln(a.err, hint)
+			}
 			_, err := fmt.Fprintf(a.out, "%s, %s, %s build\n", simulation.Version(), runtime.Version(), build)
 			return err
 		},
 	}
+}
+
+// doubt says why a version does not name one state of the source, and what to
+// do; empty if it does.
+func doubt(version string) string {
+	switch {
+	case strings.HasSuffix(version, "revision unknown"):
+		return "The revision is unknown: build with go build in a git checkout, without -buildvcs=false, for one that can be cited."
+	case strings.HasSuffix(version, "changed since"):
+		return "The checkout had changes when this was built, or files that git does not know, such as a scenario of your own: keep those elsewhere, and build again."
+	}
+	return ""
 }
 
 // open reads a scenario; what is wrong with it is the caller's to mend.

@@ -100,7 +100,11 @@ func (a *app) report(ctx context.Context, err error) int {
 	case ctx.Err() != nil:
 		f = fail(exitInterrupted, "interrupted")
 	case !a.began:
-		f = usage("%s", err).try("See starling-sim --help.")
+		text, _, internal := strings.Cut(err.Error(), ": strconv.") // how Go says it is of no use
+		if internal {
+			text += ": it is not such a number"
+		}
+		f = usage("%s", text).try("See starling-sim --help.")
 	default:
 		f = fail(exitError, "%s", err)
 	}
@@ -149,9 +153,11 @@ time, from a seed, and writes a report.
   starling-sim run hello               run one; the last line is its report
   starling-sim show hello > mine.toml  take one as the beginning of your own
   starling-sim sweep storm --seeds 1..10 --vary loss=0.1,0.3 --vary nodes=12,24
+                                       run it for every combination, and plot
 
-Exit codes: 0 done; 1 anything without a code of its own; 2 wrong flags,
-arguments or scenario; 6 a promise was not kept; 130 interrupted.`
+Exit codes: 0 done, and every promise was kept; 1 the run or the command failed,
+say on a full disk; 2 wrong flags, arguments or scenario; 6 a promise was broken;
+130 interrupted.`
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
@@ -163,6 +169,9 @@ func (a *app) root() *cobra.Command {
 		PersistentPreRun: func(*cobra.Command, []string) { a.began = true },
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
+				if meant := c.SuggestionsFor(args[0]); len(meant) > 0 {
+					return usage("starling-sim has no command %q; did you mean %q?", args[0], meant[0]).try("See starling-sim --help.")
+				}
 				return usage("starling-sim has no command %q", args[0]).try("See starling-sim --help.")
 			}
 			return nil
@@ -170,6 +179,7 @@ func (a *app) root() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", a.json, "print JSON, one object a line")
+	root.SuggestionsMinimumDistance = 2
 	cobra.EnableCommandSorting = false
 	root.AddCommand(a.listCmd(), a.showCmd(), a.runCmd(), a.sweepCmd(), a.compareCmd(), a.mergeCmd(), a.exactCmd(), a.versionCmd())
 	return root

@@ -134,6 +134,9 @@ func TestWrongUse(t *testing.T) {
 		err  string
 	}{
 		{"no such command", []string{"walk"}, `no command "walk"`},
+		{"nearly a command", []string{"swep"}, `did you mean "sweep"?`},
+		{"nearly a scenario", []string{"run", "stormm"}, `did you mean "storm"?`},
+		{"no number", []string{"run", "hello", "--seed", "x"}, "it is not such a number"},
 		{"no scenario", []string{"run"}, "the scenario is missing"},
 		{"no such scenario", []string{"run", "hallo"}, "hello, town, storm"},
 		{"no such file", []string{"run", "gone.toml"}, "gone.toml"},

@@ -49,15 +49,21 @@ func (a *app) runCmd() *cobra.Command {
 		Short: "Run a scenario, and write a folder with its results",
 		Long: `Run a scenario that comes with the program, or a file. The results go into a new
 folder; the last line printed is the path of the report. Ctrl-C ends the run and
-writes what there is.`,
+writes what there is.
+
+The file of --packets has a line for all that leaves a node at once: sent_s, seconds
+of virtual time from the start; from and to, the rows of the nodes in nodes.csv,
+from 0; arrival_unix_ns, when it arrives by the clock of the world in nanoseconds
+since 1970, empty if it is lost or nobody knows yet; bytes; and face, stream or
+packet.`,
 		Args: named("the scenario"),
 		RunE: func(c *cobra.Command, args []string) error { return a.run(c.Context(), args[0], f) },
 	}
 	c.Flags().Uint64Var(&f.seed, "seed", 1, "what chance decides follows from it")
 	c.Flags().StringArrayVar(&f.set, "set", nil, "set a parameter of the scenario: `K=V`; again for more")
-	c.Flags().StringVar(&f.out, "out", "", "`folder` for the results, new or empty (default results/SCENARIO-SEED)")
+	c.Flags().StringVar(&f.out, "out", "", "`folder` for the results, new or empty (default results/SCENARIO-SEED, or that with -2, -3… behind if it is there)")
 	c.Flags().BoolVar(&f.exact, "exact", false, "refuse to run unless the run repeats bit for bit")
-	c.Flags().StringVar(&f.packets, "packets", "", "write everything that is sent into a CSV `file`")
+	c.Flags().StringVar(&f.packets, "packets", "", "write all that is sent into a new CSV `file`")
 	c.Flags().StringVar(&f.profile, "cpuprofile", "", "write a CPU profile into a `file`")
 	return c
 }
@@ -238,7 +244,11 @@ func free(dir string) string {
 
 // packets returns what writes a table of all that is sent, and what finishes it.
 func packets(name string) (write func(time.Duration, network.Chunk), finish func() error, err error) {
-	file, err := os.Create(name)
+	how := os.O_WRONLY | os.O_CREATE | os.O_EXCL // results are never mixed
+	if name == os.DevNull {
+		how = os.O_WRONLY
+	}
+	file, err := os.OpenFile(name, how, 0o644)
 	if err != nil {
 		return nil, nil, fmt.Errorf("making a table of packets: %w", err)
 	}

@@ -52,7 +52,7 @@ so on, and join the folders with starling-sim merge.`,
 		Args: named("the scenario"),
 		RunE: func(c *cobra.Command, args []string) error { return a.sweep(c.Context(), args[0], f) },
 	}
-	c.Flags().StringVar(&f.seeds, "seeds", "1..10", "the seeds: `A..B`")
+	c.Flags().StringVar(&f.seeds, "seeds", "1..10", "the seeds: `A..B`, or one")
 	c.Flags().StringArrayVar(&f.vary, "vary", nil, "values of a parameter: `K=V,V,…`; again for more")
 	c.Flags().StringArrayVar(&f.set, "set", nil, "set a parameter for all runs: `K=V`; again for more")
 	c.Flags().StringVar(&f.out, "out", "", "`folder` for the results (default results/SCENARIO-sweep)")
