@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"starling/simulation"
 )
@@ -232,7 +233,12 @@ func label(name string) string {
 	if l, ok := labels[name]; ok {
 		return l
 	}
-	return strings.ReplaceAll(name, "_", " ")
+	words := strings.ReplaceAll(name, "_", " ")
+	if words == "" {
+		return words
+	}
+	first, size := utf8.DecodeRuneInString(words)
+	return string(unicode.ToUpper(first)) + words[size:]
 }
 
 var labels = map[string]string{

@@ -169,6 +169,10 @@ func firstLine(s string) string {
 	return line
 }
 
+// textsToAway is the metric by which a scenario tells how many messages had to
+// wait for somebody's return, which times of delivery include.
+const textsToAway = "texts_to_away"
+
 func headline(r *simulation.Result, d digest) string {
 	lasted := span(seconds(r.Manifest.Simulated))
 	delivered := fmt.Sprintf("%s of %s", integer(len(d.delivery)), plural(d.accepted, "message", "messages"))
@@ -198,6 +202,11 @@ func headline(r *simulation.Result, d digest) string {
 		}
 	} else if len(d.delivery) == 1 {
 		s += fmt.Sprintf(", after %s", span(d.delivery[0]))
+	}
+	if i := slices.IndexFunc(r.Metrics, func(m simulation.Metric) bool { return m.Name == textsToAway }); i >= 0 {
+		if n := r.Metrics[i].Value; n >= 1 && n < 1e15 {
+			s += fmt.Sprintf("; %s for somebody who was away", plural(int(n), "was", "were"))
+		}
 	}
 	if n := len(d.pending); n > 0 { // lost or late, nobody has waited to see
 		return s + fmt.Sprintf("; %s still on the way at the end; nothing was shown twice or out of order.", integer(n))
@@ -442,7 +451,7 @@ func (p *runPage) run(r *simulation.Result) {
 		}
 	}
 	if len(r.Metrics) > 0 {
-		p.Metrics = &grid{Caption: "Measured by the scenario", Head: columns("Metric", "Value#", "Unit", "Goal~"), Quiet: true}
+		p.Metrics = &grid{Caption: "Measured by the scenario", Head: columns("Metric", "Value#", "Unit", "Goal, or what it counts~"), Quiet: true}
 		for _, m := range r.Metrics {
 			v, unit := apart(m.Value, m.Unit)
 			p.Metrics.add(label(m.Name), v, unit, or(m.Goal, none))

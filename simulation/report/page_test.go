@@ -117,3 +117,13 @@ func TestCiteNamesTheProgramOnce(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// Times of delivery mean little without how many had to wait for somebody.
+func TestHeadlineTellsOfThoseAway(t *testing.T) {
+	r := small()
+	r.Violation, r.Manifest.Outcome = nil, "held"
+	r.Metrics = append(r.Metrics, simulation.Metric{Name: textsToAway, Value: 3, Unit: "texts"})
+	if got := strings.ReplaceAll(Headline(r), nbsp, " "); !strings.Contains(got, "; 3 were for somebody who was away; ") {
+		t.Errorf("%q", got)
+	}
+}

@@ -222,7 +222,7 @@ func TestCompareSideBySide(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := strings.ReplaceAll(out.String(), nbsp, " ")
-	for _, want := range []string{"\nloss ", "\nMessages accepted ", " 11  ", " -9.1 %\n", "+9.1 points\n", "\nspam shown  "} {
+	for _, want := range []string{"\nloss ", "\nMessages accepted ", " 11  ", " -9.1 %\n", "+9.1 points\n", "\nSpam shown  "} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the comparison lacks %q:\n%s", want, text)
 		}
@@ -287,7 +287,7 @@ func TestSweepIsCitedAndShowsEachPlotOnce(t *testing.T) {
 	page := strings.ReplaceAll(read(t, dir, "index.html"), nbsp, " ")
 	for _, want := range []string{
 		"starling-sim sweep town.toml --seeds=4..5 --vary=loss=0,0.1 --set=nodes=9<", "scenario “town” with loss=0, 0.1; nodes=9; 4 runs, seeds 4..5, go1.26.0",
-		"duration = &#34;&lt;1h&gt;&#34;", "Equal to it in every run: copy.",
+		"duration = &#34;&lt;1h&gt;&#34;", "Equal to it in every run: Copy.",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the index does not say %q", want)

@@ -20,6 +20,7 @@ type cast struct {
 	people []*simulation.Node
 	actors []*actor     // of people
 	unsent atomic.Int64 // texts that nobody accepted
+	toAway atomic.Int64 // accepted texts to friends whose node was down
 
 	mu  sync.Mutex // guards what follows; never held across a wait
 	err error      // the first one of anybody
@@ -126,6 +127,10 @@ func (c *cast) play() error {
 			Name: unsentMetric, Value: float64(c.unsent.Load()), Unit: "texts",
 			Goal: "never accepted: the writer's node was down, or did not know the friend yet",
 		})
+		w.Report(simulation.Metric{
+			Name: "texts_to_away", Value: float64(c.toAway.Load()), Unit: "texts",
+			Goal: "accepted while the friend's node was down: delivery times include the wait for its return",
+		})
 	}
 	return c.failure()
 }
@@ -230,12 +235,15 @@ func (c *cast) talk(i int, friends []*simulation.Node) {
 		friend := friends[r.IntN(len(friends))]
 		text := words(r, between(r, c.chat.size))
 		c.w.SleepUntil(next)
+		away := !friend.Running()
 		if _, err := me.Send(friend, text); err != nil {
 			c.unsent.Add(1)
 			if simulation.Refused(err) {
 				c.fail(err)
 				return
 			}
+		} else if away {
+			c.toAway.Add(1)
 		}
 	}
 }

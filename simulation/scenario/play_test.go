@@ -165,6 +165,45 @@ func TestNodeThatRefusesTextsEndsThePlay(t *testing.T) {
 	}
 }
 
+// What was written to people who were away had to wait for them.
+func TestPlayCountsTextsToThoseAway(t *testing.T) {
+	s, err := read("away", "away.toml", "", `about = "x"
+duration = "4m"
+[[nodes]]
+name = "p"
+count = 4
+[friends]
+degree = 2
+[chat]
+pause = "5s"
+[churn]
+share = 0.5
+up = "20s"
+down = "40s"
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, play, err := s.Build(1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := simulation.Run(cfg, play)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waited := 0
+	for _, m := range r.Messages {
+		if m.Shown-m.Accepted > 20*time.Second {
+			waited++
+		}
+	}
+	i := slices.IndexFunc(r.Metrics, func(m simulation.Metric) bool { return m.Name == "texts_to_away" })
+	if i < 0 || waited == 0 || int(r.Metrics[i].Value) < waited || int(r.Metrics[i].Value) > len(r.Messages) {
+		t.Errorf("%d of %d waited: %v", waited, len(r.Messages), r.Metrics)
+	}
+}
+
 // Partitions follow groups, single nodes and regions if the file says so.
 func TestPartitionsByName(t *testing.T) {
 	s, err := read("apart", "apart.toml", "", `about = "x"
