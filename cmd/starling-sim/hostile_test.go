@@ -133,3 +133,19 @@ func TestVersionSaysWhyItCannotBeCited(t *testing.T) {
 		}
 	}
 }
+
+// A sweep leaves folders alone that are somebody's.
+func TestSweepKeepsOutOfFoldersThatHoldNoSweep(t *testing.T) {
+	dir := t.TempDir()
+	letter := filepath.Join(dir, "letter.txt")
+	if err := os.WriteFile(letter, []byte("mine"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	code, said := inside(t, "sweep", "hello", "--seeds", "1..1", "--out", dir)
+	if code != exitUsage || !strings.Contains(said, "holds no sweep") {
+		t.Errorf("it ended with %d: %s", code, said)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("the folder holds %v: %v", left, err)
+	}
+}

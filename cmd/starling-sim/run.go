@@ -139,7 +139,6 @@ func (a *app) run(ctx context.Context, name string, f runFlags) error {
 	}
 	if err = errors.Join(folder.Finish(r), finish()); err != nil {
 		err = fail(exitError, "%s", err).try("What could be written is in %s.", dir)
-		dir = "" // there may be no report
 	}
 	a.result(dir, r)
 	return errors.Join(a.verdict(r, runErr), err)
@@ -159,8 +158,8 @@ func (a *app) verdict(r *simulation.Result, err error) error {
 	return fail(exitError, "%s", err)
 }
 
-// result prints what came of a run; the report's path is the last line, unless
-// it could not be written and dir is empty.
+// result prints what came of a run; the report's path is the last line, if it
+// could be written.
 func (a *app) result(dir string, r *simulation.Result) {
 	if a.json {
 		a.resultJSON(dir, r)
@@ -170,17 +169,23 @@ func (a *app) result(dir string, r *simulation.Result) {
 	if r.Manifest.TraceHash != "" {
 		fmt.Fprintf(a.out, "trace hash %s\n", r.Manifest.TraceHash)
 	}
-	if dir != "" {
-		fmt.Fprintf(a.out, "report: %s\n", filepath.Join(dir, "report.html"))
+	if page := pageOf(dir); page != "" {
+		fmt.Fprintf(a.out, "report: %s\n", page)
 	}
 }
 
 func (a *app) resultJSON(dir string, r *simulation.Result) {
-	m, page := r.Manifest, ""
-	if dir != "" {
-		page = filepath.Join(dir, "report.html")
+	m := r.Manifest
+	a.print(a.out, resultShape{m.Outcome, m.Error, dir, pageOf(dir), m.TraceHash, numbers(report.Summary(r))})
+}
+
+// pageOf returns the path of the report in a folder, empty if it has none.
+func pageOf(dir string) string {
+	page := filepath.Join(dir, "report.html")
+	if _, err := os.Stat(page); err != nil {
+		return ""
 	}
-	a.print(a.out, resultShape{m.Outcome, m.Error, dir, page, m.TraceHash, numbers(report.Summary(r))})
+	return page
 }
 
 // numbers returns metrics by name.

@@ -139,26 +139,8 @@ func (s *Scenario) Params() []Param { return slices.Clone(s.params) }
 // the defaults of parameters. An error says which one there is not, is not of
 // its kind, or leads to something that cannot be.
 func (s *Scenario) Build(seed uint64, set map[string]string) (simulation.Config, func(*simulation.World) error, error) {
-	r := s.reader()
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(set)) {
-		i := slices.IndexFunc(s.params, func(p Param) bool { return p.Name == name })
-		if i < 0 {
-			errs = append(errs, fmt.Errorf("scenario: %s has no parameter %q%s", s.name, name, insteadOf(name, s.params)))
-			continue
-		}
-		v, err := s.params[i].parse(set[name])
-		if err != nil {
-			errs = append(errs, fmt.Errorf("scenario: parameter %s of %s: %w", name, s.name, err))
-			continue
-		}
-		r.values[name] = v
-	}
-	if len(errs) > 0 {
-		return simulation.Config{}, nil, errors.Join(errs...)
-	}
-	p := r.read(s.root, s.folder)
-	if err := s.blame(r.problems, set); err != nil {
+	p, err := s.plan(set)
+	if err != nil {
 		return simulation.Config{}, nil, err
 	}
 	cfg := p.config
@@ -181,26 +163,38 @@ type Outline struct {
 	Notes    []string      // what somebody may have meant otherwise
 }
 
-// Outline returns the outline of a scenario with parameters set, as for
-// [Scenario.Build], which has accepted them.
+// Outline returns the outline of a scenario with parameters set. Its errors are
+// those of [Scenario.Build].
 func (s *Scenario) Outline(set map[string]string) (Outline, error) {
-	r := s.reader()
-	for _, p := range s.params {
-		text, isSet := set[p.Name]
-		if !isSet {
-			continue
-		}
-		v, err := p.parse(text)
-		if err != nil {
-			return Outline{}, fmt.Errorf("scenario: parameter %s of %s: %w", p.Name, s.name, err)
-		}
-		r.values[p.Name] = v
-	}
-	p := r.read(s.root, s.folder)
-	if err := s.blame(r.problems, set); err != nil {
+	p, err := s.plan(set)
+	if err != nil {
 		return Outline{}, err
 	}
 	return Outline{p.duration, p.notes}, nil
+}
+
+// plan reads the scenario with parameters set.
+func (s *Scenario) plan(set map[string]string) (*plan, error) {
+	r := s.reader()
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(set)) {
+		i := slices.IndexFunc(s.params, func(p Param) bool { return p.Name == name })
+		if i < 0 {
+			errs = append(errs, fmt.Errorf("scenario: %s has no parameter %q%s", s.name, name, insteadOf(name, s.params)))
+			continue
+		}
+		v, err := s.params[i].parse(set[name])
+		if err != nil {
+			errs = append(errs, fmt.Errorf("scenario: parameter %s of %s: %w", name, s.name, err))
+			continue
+		}
+		r.values[name] = v
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	p := r.read(s.root, s.folder)
+	return p, s.blame(r.problems, set)
 }
 
 // blame makes an error of the problems of a scenario that was in order before
