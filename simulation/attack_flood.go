@@ -307,17 +307,18 @@ func took(messages []Message, from, to time.Duration, which func(Message) bool) 
 	return list
 }
 
-// within returns how many percent of a sorted list took no longer than d.
+// within returns how many percent of a sorted list took no longer than d, NaN of
+// none.
 func within(sorted []float64, d time.Duration) float64 {
 	n, _ := slices.BinarySearch(sorted, math.Nextafter(d.Seconds(), math.Inf(1)))
-	return 100 * float64(n) / float64(max(len(sorted), 1))
+	return 100 * float64(n) / float64(len(sorted))
 }
 
 // percentile returns the value that p percent of a sorted list do not exceed,
-// 0 of none.
+// NaN of none.
 func percentile(sorted []float64, p int) float64 {
 	if len(sorted) == 0 {
-		return 0
+		return math.NaN()
 	}
 	return sorted[max(0, (len(sorted)*p+99)/100-1)]
 }
