@@ -19,8 +19,15 @@ type span struct{ from, to time.Duration }
 // book reserves the line for d, not before at, and returns when it is done.
 // What ended before now is forgotten, so at must not be before now.
 func (c *calendar) book(now, at, d time.Duration) time.Duration {
+	end, _ := c.bookWithin(now, at, d, never)
+	return end
+}
+
+// bookWithin books likewise, unless the line is not free by latest. Then it
+// reserves nothing, and reports false.
+func (c *calendar) bookWithin(now, at, d, latest time.Duration) (end time.Duration, ok bool) {
 	if d <= 0 {
-		return at
+		return at, true
 	}
 	past := 0
 	for past < len(c.busy) && c.busy[past].to <= now {
@@ -34,7 +41,10 @@ func (c *calendar) book(now, at, d time.Duration) time.Duration {
 		at = max(at, c.busy[i].to)
 		i++
 	}
-	end := at + d
+	if at > latest {
+		return 0, false
+	}
+	end = at + d
 	before := i > 0 && c.busy[i-1].to == at
 	after := i < len(c.busy) && c.busy[i].from == end
 	switch {
@@ -48,5 +58,5 @@ func (c *calendar) book(now, at, d time.Duration) time.Duration {
 	default:
 		c.busy = slices.Insert(c.busy, i, span{at, end})
 	}
-	return end
+	return end, true
 }

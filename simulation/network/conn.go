@@ -100,7 +100,7 @@ func (c *conn) sendLocked(i int, now time.Duration, b []byte, fin bool) {
 		}
 	}
 	c.port[i].count(len(b), lost)
-	c.net.show(c.port[i], c.port[1-i], at, len(b))
+	c.net.show(c.port[i], c.port[1-i], Chunk{Size: len(b)}, at)
 	switch c.state[1-i] {
 	case open:
 		p.unacked += len(b)

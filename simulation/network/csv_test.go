@@ -22,7 +22,7 @@ func TestMatrixGivesTheMeanOfBothWays(t *testing.T) {
 	if err := m.Check(); err != nil {
 		t.Error(err)
 	}
-	eu, us := Site{0, "eu"}, Site{1, "us"}
+	eu, us := Site{Index: 0, Region: "eu"}, Site{Index: 1, Region: "us"}
 	want := Link{Latency: 45_750 * time.Microsecond}
 	if got := m.Link(1, eu, us); got != want {
 		t.Errorf("link is %v, want %v", got, want)
@@ -43,7 +43,7 @@ func TestJoinRefusesARegionThatTheMatrixLacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := newNet(t, Config{Sites: 2, Topology: m})
-	if _, err := n.Join(Site{0, "mars"}, 0, 0); err == nil || !strings.Contains(err.Error(), `"mars"`) {
+	if _, err := n.Join(Site{Index: 0, Region: "mars"}, 0, 0); err == nil || !strings.Contains(err.Error(), `"mars"`) {
 		t.Errorf("got %v, want an error that names the region", err)
 	}
 }

@@ -452,6 +452,23 @@ func TestResetOutlivesItsMachine(t *testing.T) {
 	}
 }
 
+func TestCutRecallsNoDatagramThatHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, s := openSockets(t, Config{}, NoNAT, NoNAT)
+		send(t, s[0], s[1].outside(), "left")
+		time.Sleep(lineTime(4))
+		send(t, s[0], s[1].outside(), "waits")
+		send(t, s[1], s[0].outside(), "to nobody")
+		s[0].port.Cut()
+		wantText(t, s[1], "left")
+		wantNothing(t, s[1])
+		if d := n.Stats().Dropped; d != 2 {
+			t.Errorf("%d dropped, want 2", d)
+		}
+		closeSockets(t, s)
+	})
+}
+
 func TestCutFailsBlockedOwnersAndSilencesListeners(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLine(t, Config{})

@@ -41,8 +41,8 @@ func (p *Port) listen(power <-chan struct{}, at netip.AddrPort) (*listener, erro
 	if !p.on || p.power != power {
 		return nil, errDown
 	}
-	if at.Addr() != p.addr && !at.Addr().IsUnspecified() {
-		return nil, fmt.Errorf("network: listening on %v at %v: %w", at, p.addr, syscall.EADDRNOTAVAIL)
+	if at.Addr() != p.inside && !at.Addr().IsUnspecified() {
+		return nil, fmt.Errorf("network: listening on %v at %v: %w", at, p.inside, syscall.EADDRNOTAVAIL)
 	}
 	port := at.Port()
 	if port == 0 {
@@ -51,7 +51,7 @@ func (p *Port) listen(power <-chan struct{}, at netip.AddrPort) (*listener, erro
 	if p.listenerLocked(port) != nil {
 		return nil, fmt.Errorf("network: listening on %v: %w", at, syscall.EADDRINUSE)
 	}
-	l := &listener{port: p, addr: netip.AddrPortFrom(p.addr, port)}
+	l := &listener{port: p, addr: netip.AddrPortFrom(p.inside, port)}
 	l.maddr = multiaddr(l.addr)
 	p.listeners = append(p.listeners, l)
 	return l, nil
@@ -67,12 +67,13 @@ func (p *Port) listenerLocked(port uint16) *listener {
 	return nil
 }
 
-// freeLocked returns a TCP port that is not listened on, the next one each time.
+// freeLocked returns a port that neither a listener nor a socket has, the next
+// one each time.
 func (p *Port) freeLocked() uint16 {
 	const first = 32768
 	for {
 		p.ephemeral = max(first, p.ephemeral+1)
-		if p.listenerLocked(p.ephemeral) == nil {
+		if p.listenerLocked(p.ephemeral) == nil && p.onPortLocked(p.ephemeral) == nil {
 			return p.ephemeral
 		}
 	}

@@ -92,16 +92,19 @@ type Config struct {
 	// peers still checked by their ID.
 	Noise bool
 
-	// Tap sees every chunk when it is written, one at a time. It must be quick
-	// and must not call the network. Default: nobody looks.
+	// Tap sees every chunk and every datagram to a site when it is written, one
+	// at a time. It must be quick and must not call the network. Default: nobody
+	// looks.
 	Tap func(Chunk)
 }
 
-// A Chunk is what a [Config.Tap] sees of one write.
+// A Chunk is what a [Config.Tap] sees of one write. What a NAT or a socket does
+// with a datagram that arrives is not foreseen.
 type Chunk struct {
 	From, To int       // sites
 	Arrival  time.Time // as foreseen; zero if it is held by a partition, or lost
 	Size     int       // bytes of payload; 0 for the end of a stream
+	Datagram bool      // of the packet face
 }
 
 // Stats counts what a network did.
@@ -111,6 +114,9 @@ type Stats struct {
 	Bytes  int64 // of payload and headers written, retransmissions left out
 	Lost   int64 // segments lost and retransmitted
 	Resets int64 // connections of which an end noticed a reset
+
+	Datagrams int64 // written
+	Dropped   int64 // datagrams that will not be read: lost, let in by nobody, or too many
 }
 
 // A Net is a network. Make one with [New].
@@ -252,7 +258,7 @@ func (n *Net) SetLoss(p float64) {
 // What is in flight between groups is held. If the partition heals within
 // [ResetAfter], it arrives after the next retransmission, whose intervals
 // double from 200 ms; otherwise both ends of the connection are reset. Dials
-// across time out.
+// across time out. Datagrams in flight between groups are lost.
 func (n *Net) Partition(groups ...[]int) {
 	side := make([]int, len(n.ports))
 	for i, g := range groups {
@@ -274,6 +280,11 @@ func (n *Net) divide(side []int) {
 	n.side = side
 	now := n.now()
 	n.eachLocked(func(c *conn) { c.separate(n.apartLocked(c.port[0], c.port[1]), now) })
+	for _, p := range n.ports {
+		if p != nil {
+			p.interceptLocked(now, func(d *datagram) bool { return side != nil && side[d.sender] != side[p.site.Index] })
+		}
+	}
 }
 
 func (n *Net) apartLocked(a, b *Port) bool {
@@ -313,4 +324,6 @@ func (s *Stats) add(t Stats) {
 	s.Chunks += t.Chunks
 	s.Bytes += t.Bytes
 	s.Lost += t.Lost
+	s.Datagrams += t.Datagrams
+	s.Dropped += t.Dropped
 }

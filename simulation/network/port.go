@@ -17,8 +17,9 @@ const listenPort = 4001
 type Port struct {
 	net    *Net
 	site   Site
-	addr   netip.Addr
-	upRate int64 // bit/s
+	addr   netip.Addr // as others see it
+	inside netip.Addr // as the node sees it; the same without a NAT
+	upRate int64      // bit/s
 	dnRate int64
 
 	// Guarded by Net.mu.
@@ -28,23 +29,30 @@ type Port struct {
 	listeners []*listener
 	dialled   map[int]uint64 // by site: connections begun
 	ephemeral uint16
+	sockets   []*socket
+	inbox     inbox         // of all sockets
+	lanes     map[int]*lane // by site
+	nat       *table        // nil: none
 
 	mu       sync.Mutex // guards the rest
 	upLine   calendar
 	downLine calendar
-	stats    Stats // what it sent
+	stats    Stats // what it sent, and the datagrams that ended here
 	received int64 // bytes that were sent to it
 }
 
 // Join gives s a place in the network, with its own bandwidth in bit/s, or the
-// network's if that is 0. It fails if the site does not exist, is taken, or is
-// unknown to the topology.
+// network's if that is 0. It fails if the site does not exist, is taken, is
+// unknown to the topology, or has a kind of NAT that is none.
 func (n *Net) Join(s Site, up, down int64) (*Port, error) {
 	if s.Index < 0 || s.Index >= len(n.ports) {
 		return nil, fmt.Errorf("network: site %d of %d", s.Index, len(n.ports))
 	}
 	if up < 0 || down < 0 {
 		return nil, fmt.Errorf("network: bandwidth of %d up and %d down bit/s at site %d", up, down, s.Index)
+	}
+	if s.NAT > Symmetric {
+		return nil, fmt.Errorf("network: %v at site %d", s.NAT, s.Index)
 	}
 	if t, ok := n.cfg.Topology.(interface{ Place(Site) error }); ok {
 		if err := t.Place(s); err != nil {
@@ -58,9 +66,13 @@ func (n *Net) Join(s Site, up, down int64) (*Port, error) {
 		down = n.cfg.Down
 	}
 	p := &Port{
-		net: n, site: s, addr: address(s.Index), upRate: up, dnRate: down,
+		net: n, site: s, addr: address(s.Index), inside: address(s.Index), upRate: up, dnRate: down,
 		on: true, power: make(chan struct{}),
-		dialled: make(map[int]uint64),
+		dialled: make(map[int]uint64), lanes: make(map[int]*lane),
+		nat: newTable(s.NAT, newSource(n.cfg.Seed, uint64(s.Index), packets)),
+	}
+	if p.nat != nil {
+		p.inside = private(s.Index)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -79,12 +91,19 @@ func address(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{byte(1 + i/256%first), byte(i), byte(i / (256 * first)), 1})
 }
 
-// Addr returns the address of this port. It looks public, and shares its /16
-// with no other port as long as there are at most 2,304.
+// private returns the address of a node behind the NAT of a site, 10.x.y.2.
+func private(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 2}) }
+
+// Addr returns the address of this port as others see it. It looks public, and
+// shares its /16 with no other port as long as there are at most 2,304.
 func (p *Port) Addr() netip.Addr { return p.addr }
 
+// Inside returns the address of this port as the node sees it: a private one
+// behind a [NAT], else that of Addr.
+func (p *Port) Inside() netip.Addr { return p.inside }
+
 // Listen returns the multiaddr for a node here to listen on.
-func (p *Port) Listen() string { return fmt.Sprintf("/ip4/%s/tcp/%d", p.addr, listenPort) }
+func (p *Port) Listen() string { return fmt.Sprintf("/ip4/%s/tcp/%d", p.inside, listenPort) }
 
 // Bytes returns how many bytes, headers included, were sent from here and to
 // here.
@@ -101,7 +120,7 @@ func (p *Port) Bytes() (sent, received int64) {
 // far reach nobody again, and their listeners hear nothing. The other ends notice
 // nothing else, unless something of theirs is not confirmed: they are reset
 // when they have waited for [AbandonAfter], or when they ask a machine whose
-// power is back.
+// power is back. A [NAT] keeps its power.
 func (p *Port) Cut() {
 	n := p.net
 	n.mu.Lock()
@@ -122,6 +141,16 @@ func (p *Port) cutLocked() {
 		}
 	}
 	p.listeners = nil
+	p.interceptLocked(now, func(*datagram) bool { return true })
+	for _, q := range p.net.ports {
+		if q != nil {
+			q.interceptLocked(now, func(d *datagram) bool { return d.sender == p.site.Index && d.left > now })
+		}
+	}
+	for _, s := range p.sockets {
+		s.endLocked(gone)
+	}
+	p.sockets = nil
 }
 
 // Restore gives the power back. The machine knows none of its connections.
@@ -184,12 +213,33 @@ func (p *Port) up(now, at time.Duration, bytes int) time.Duration {
 	return p.upLine.book(now, at, onLine(bytes, p.upRate))
 }
 
+// upWithin books the uplink for a datagram of now, and reports false if it would
+// wait longer than maxQueue. It takes at least a nanosecond, so that no two end
+// together.
+func (p *Port) upWithin(now time.Duration, bytes int) (time.Duration, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.upLine.bookWithin(now, now, max(1, onLine(bytes, p.upRate)), now+maxQueue)
+}
+
 // down books the downlink likewise.
 func (p *Port) down(now, at time.Duration, bytes int) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.received += int64(bytes)
 	return p.downLine.book(now, at, onLine(bytes, p.dnRate))
+}
+
+// downWithin books the downlink likewise, for a datagram that comes at the given
+// time and must not arrive before another one.
+func (p *Port) downWithin(now, at, after time.Duration, bytes int) (time.Duration, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	end, ok := p.downLine.bookWithin(now, max(at, after), max(1, onLine(bytes, p.dnRate)), at+maxQueue)
+	if ok {
+		p.received += int64(bytes)
+	}
+	return end, ok
 }
 
 // onLine returns how long a line of rate bit/s takes for some bytes.
@@ -206,18 +256,34 @@ func (p *Port) count(size, lost int) {
 	p.stats.Lost += int64(lost)
 }
 
+// countDatagram counts a datagram that was sent from here.
+func (p *Port) countDatagram(bytes int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stats.Datagrams++
+	p.stats.Bytes += int64(bytes)
+}
+
+// drop counts a datagram that was dropped on its way from here, or at its end
+// here.
+func (p *Port) drop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stats.Dropped++
+}
+
 func (p *Port) sent() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.stats
 }
 
-// show tells the tap.
-func (n *Net) show(from, to *Port, at time.Duration, size int) {
+// show tells the tap of c, whose sites and time of arrival it fills in.
+func (n *Net) show(from, to *Port, c Chunk, at time.Duration) {
 	if n.cfg.Tap == nil {
 		return
 	}
-	c := Chunk{From: from.site.Index, To: to.site.Index, Size: size}
+	c.From, c.To = from.site.Index, to.site.Index
 	if at != never {
 		c.Arrival = n.start.Add(at)
 	}

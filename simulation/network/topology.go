@@ -11,6 +11,7 @@ import (
 type Site struct {
 	Index  int    // from 0, below Config.Sites
 	Region string // of a Matrix; any other topology ignores it
+	NAT    NAT    // what is between the node and the network; every topology ignores it
 }
 
 // A Link is what lies between two sites, one way. Both ways are alike.

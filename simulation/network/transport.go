@@ -25,29 +25,43 @@ import (
 // are for hosts started until the power is cut; ask again after [Port.Restore].
 //
 // They replace every muxer by a yamux that sends nothing by itself, since its
-// pings would be most of what an idle network does, and they tell the host that
-// it is reachable, which it is, so that it asks nobody. A later
-// libp2p.ForceReachabilityPrivate overrules that.
+// pings would be most of what an idle network does, and they tell the host
+// whether it is reachable, so that it asks nobody: it is without a [NAT], and is
+// not behind one. A later libp2p.ForceReachabilityPrivate or -Public overrules
+// that.
 func (p *Port) Options() []libp2p.Option {
-	p.net.mu.Lock()
-	power := p.power
-	p.net.mu.Unlock()
-	security := libp2p.Security(insecure.ID, newPlain)
-	if p.net.cfg.Noise {
-		security = libp2p.Security(noise.ID, noise.New)
-	}
+	power := p.powered()
 	return []libp2p.Option{
 		libp2p.Transport(func(u transport.Upgrader, m libnet.ResourceManager) *stream {
 			return &stream{port: p, power: power, upgrader: u, manager: m}
 		}),
-		security,
-		func(c *libp2p.Config) error {
-			c.Muxers = []upgrader.StreamMuxer{{ID: yamux.ID, Muxer: muxer()}}
-			return nil
-		},
-		libp2p.ResourceManager(&libnet.NullResourceManager{}),
-		libp2p.ForceReachabilityPublic(),
+		p.common,
 	}
+}
+
+// powered returns the channel that is closed when the power of now is lost.
+func (p *Port) powered() <-chan struct{} {
+	p.net.mu.Lock()
+	defer p.net.mu.Unlock()
+	return p.power
+}
+
+// common is the option that both faces share. It may be given twice.
+func (p *Port) common(c *libp2p.Config) error {
+	c.SecurityTransports = nil
+	security := libp2p.Security(insecure.ID, newPlain)
+	if p.net.cfg.Noise {
+		security = libp2p.Security(noise.ID, noise.New)
+	}
+	c.Muxers = []upgrader.StreamMuxer{{ID: yamux.ID, Muxer: muxer()}}
+	if c.ResourceManager == nil {
+		c.ResourceManager = &libnet.NullResourceManager{}
+	}
+	reachable := libp2p.ForceReachabilityPublic()
+	if p.nat != nil {
+		reachable = libp2p.ForceReachabilityPrivate()
+	}
+	return c.Apply(security, reachable)
 }
 
 // muxer returns libp2p's yamux, without keepalives, with a measurement of the
@@ -231,11 +245,11 @@ func (d *dial) wayLocked() (*Port, time.Duration, error) {
 	if !d.port.on || d.port.power != d.power {
 		return nil, 0, errDown
 	}
-	peer := n.addrs[d.to.Addr()]
-	if peer == d.port {
+	if d.to.Addr() == d.port.inside {
 		return nil, 0, errSelf
 	}
-	if peer == nil || !peer.on || n.apartLocked(d.port, peer) {
+	peer := n.addrs[d.to.Addr()]
+	if peer == nil || peer.nat != nil || !peer.on || n.apartLocked(d.port, peer) {
 		return nil, 0, nil
 	}
 	return peer, n.linkLocked(d.port, peer).Latency, nil
@@ -248,14 +262,12 @@ func (d *dial) establishLocked(peer *Port, latency time.Duration) *end {
 	now := n.now()
 	l := peer.listenerLocked(d.to.Port())
 	c := n.connectLocked(d.port, peer, d.number)
-	from := netip.AddrPortFrom(d.port.addr, d.port.freeLocked())
-	for i, e := range []*end{&c.end[0], &c.end[1]} {
-		e.local, e.remote = from, l.addr
-		e.lma, e.rma = multiaddr(from), l.maddr
-		if i == 1 {
-			e.local, e.remote, e.lma, e.rma = e.remote, e.local, e.rma, e.lma
-		}
-	}
+	// A NAT keeps the port of a stream.
+	inside := netip.AddrPortFrom(d.port.inside, d.port.freeLocked())
+	outside := netip.AddrPortFrom(d.port.addr, inside.Port())
+	ours, theirs := &c.end[0], &c.end[1]
+	ours.local, ours.lma, ours.remote, ours.rma = inside, multiaddr(inside), l.addr, l.maddr
+	theirs.local, theirs.lma, theirs.remote, theirs.rma = l.addr, l.maddr, outside, multiaddr(outside)
 	if !l.offer(&c.end[1], now, now+latency) {
 		n.forgetLocked(c)
 		return nil

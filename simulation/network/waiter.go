@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// A waiter is where the goroutines wait that want the same thing of a stream
-// or a listener, one after the other. All of it is guarded by the mutex of
-// that stream or listener.
+// A waiter is where the goroutines wait that want the same thing of a stream,
+// a listener or a socket, one after the other. All of it is guarded by the mutex
+// of that stream or listener, or of the network.
 type waiter struct {
 	busy   bool          // somebody has entered
 	queued int           // how many wait to enter
