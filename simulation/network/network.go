@@ -1,12 +1,15 @@
 // Package network is a network that exists only in memory and in virtual time:
-// sites with links between them, loss, bandwidth, partitions and loss of power,
-// and byte streams over it which a libp2p host takes for TCP.
+// sites with links between them, loss, bandwidth, partitions, loss of power and
+// address translation, and two faces of it: byte streams which a libp2p host
+// takes for TCP, and sockets which its QUIC takes for UDP.
 //
 // A [Net] is made for a number of sites and a [Topology]. A node joins at a
-// site and gets a [Port], whose options put the real libp2p upgrader and muxer
-// on top of the streams.
+// site and gets a [Port]. [Port.Options] put the real libp2p upgrader and muxer
+// on top of the streams, [Port.QUICOptions] the real QUIC on top of the sockets.
+// Streams cost less; sockets are for what depends on QUIC or on a [NAT].
 //
-// A chunk is what one write hands over, at most 64 KiB. It arrives after
+// A chunk is what one write to a stream hands over, at most 64 KiB. It arrives
+// after
 //
 //	its turn and its time on the sender's uplink
 //	+ the latency of the link, and its jitter
@@ -19,8 +22,25 @@
 // connection. No goroutine and no timer belongs to a chunk; a reader sleeps on
 // one timer of its stream.
 //
-// What it does not do: congestion control and slow start (a stream has a fixed
-// window of 256 KiB), datagrams, address translation, and any cost of computing.
+// A datagram arrives after
+//
+//	its turn and its time on the sender's uplink
+//	+ the latency of the link, and its jitter
+//	+ its turn and its time on the receiver's downlink
+//
+// and after those that were sent before it between the same two sites, unless it
+// is lost: by the loss of the link, because it would wait for a line longer than
+// 200 ms, because a partition or a loss of power comes in between, or at its
+// end, where a NAT does not let it in, nobody has the port, or 208 KiB wait to
+// be read. Its loss and its jitter depend on the seed, the two sites and how
+// many were sent between them before. No two arrive at a site at the same
+// nanosecond. All sockets of a port have one queue, and each has one timer on
+// which its reader sleeps.
+//
+// What it does not do: congestion control and slow start of streams (they have a
+// fixed window of 256 KiB; QUIC brings its own), fragments, ICMP and ECN,
+// several nodes behind one NAT, port mappings that a node asks for, IPv6, and
+// any cost of computing.
 //
 // Everything here is safe for concurrent use. Inside a testing/synctest bubble
 // a Net must be made in the bubble that uses it. No lock is held across a wait.

@@ -24,7 +24,9 @@ import (
 // is told, holds here too. A connection through a circuit relay has the
 // security and the muxer of a stream.
 //
-// The hosts with which AutoNAT dials back use this network as well.
+// The hosts with which AutoNAT dials back use this network as well. They dial
+// only if their owner has found that UDP gets through, by dialling well itself
+// a few times, unless it was given libp2p.UDPBlackHoleSuccessCounter(nil).
 func (p *Port) QUICOptions() []libp2p.Option {
 	power := p.powered()
 	return []libp2p.Option{

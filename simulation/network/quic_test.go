@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,7 +16,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	libnet "github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 )
 
 // startQUIC starts a libp2p host that speaks QUIC at a port. It answers each
@@ -154,6 +158,7 @@ func TestHolePunchingWithDCUtR(t *testing.T) {
 	}{
 		{PortRestricted, PortRestricted, true},
 		{FullCone, Symmetric, true},
+		{PortRestricted, Symmetric, false},
 		{Symmetric, Symmetric, false},
 	} {
 		t.Run(fmt.Sprintf("%v and %v", c.a, c.b), func(t *testing.T) {
@@ -162,12 +167,13 @@ func TestHolePunchingWithDCUtR(t *testing.T) {
 				relayAt := join(t, n, 0)
 				relay := startQUIC(t, relayAt, libp2p.EnableRelayService(), libp2p.DisableIdentifyAddressDiscovery())
 				known := peer.AddrInfo{ID: relay.ID(), Addrs: relay.Addrs()}
+				seen := &punches{}
 				hide := func(site int, kind NAT) host.Host {
 					p, err := n.Join(Site{Index: site, NAT: kind}, 0, 0)
 					if err != nil {
 						t.Fatal(err)
 					}
-					h := startQUIC(t, p, libp2p.EnableHolePunching(),
+					h := startQUIC(t, p, libp2p.EnableHolePunching(holepunch.WithTracer(seen)),
 						libp2p.EnableAutoRelayWithStaticRelays([]peer.AddrInfo{known}))
 					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 					defer cancel()
@@ -191,9 +197,71 @@ func TestHolePunchingWithDCUtR(t *testing.T) {
 				if got := direct(ada, bo) != nil; got != c.want {
 					t.Errorf("a direct connection: %v, want %v", got, c.want)
 				}
+				if tried, done := seen.counts(); tried == 0 || done > 0 != c.want {
+					t.Errorf("%d holes punched in %d attempts", done, tried)
+				}
 				closeHost(t, ada)
 				closeHost(t, bo)
 				closeHost(t, relay)
+			})
+		})
+	}
+}
+
+// punches counts what DCUtR does.
+type punches struct {
+	mu          sync.Mutex // guards the rest
+	tried, done int
+}
+
+// Trace implements [holepunch.EventTracer].
+func (p *punches) Trace(e *holepunch.Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if end, ok := e.Evt.(*holepunch.EndHolePunchEvt); ok {
+		p.tried++
+		if end.Success {
+			p.done++
+		}
+	}
+}
+
+func (p *punches) counts() (tried, done int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.tried, p.done
+}
+
+// The hosts with which AutoNAT dials back use the simulated network too, so it
+// finds out what each kind of NAT lets in.
+func TestAutoNATFindsOutWhoCanBeReached(t *testing.T) {
+	const servers = 5 // one more than have to agree on an address
+	for kind, want := range map[NAT]bool{NoNAT: true, FullCone: true, PortRestricted: false} {
+		t.Run(kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newNet(t, Config{Sites: servers + 1})
+				p, err := n.Join(Site{Index: servers, NAT: kind}, 0, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				asks := startQUIC(t, p, libp2p.EnableAutoNATv2())
+				var all []host.Host
+				for i := range servers {
+					h := startQUIC(t, join(t, n, i), libp2p.EnableAutoNATv2(), libp2p.UDPBlackHoleSuccessCounter(nil))
+					connectHosts(t, asks, h)
+					all = append(all, h)
+				}
+				time.Sleep(10 * time.Minute)
+				open, shut, _ := asks.(interface {
+					ConfirmedAddrs() (reachable, unreachable, unknown []ma.Multiaddr)
+				}).ConfirmedAddrs()
+				public := func(a ma.Multiaddr) bool { return manet.IsPublicAddr(a) }
+				if slices.ContainsFunc(open, public) != want || slices.ContainsFunc(shut, public) == want {
+					t.Errorf("reachable %v, unreachable %v, want reachable: %v", open, shut, want)
+				}
+				for _, h := range append(all, asks) {
+					closeHost(t, h)
+				}
 			})
 		})
 	}
