@@ -51,10 +51,10 @@ func (k NAT) String() string {
 const NATTimeout = 2 * time.Minute
 
 const (
-	// maxMappings is the most mappings of one NAT, and the most addresses that
-	// one mapping lets in: 0.5 MB. Beyond, datagrams that need another one
-	// are dropped until some are over.
-	maxMappings = 4096
+	// maxKept is the most that one NAT remembers: mappings, and each address
+	// that a PortRestricted one lets in. That is 1.8 MB at most. Beyond,
+	// datagrams that need another one are dropped until some are over.
+	maxKept = 8192
 
 	firstMapped = 1024 // lowest port that a NAT gives away
 )
@@ -65,6 +65,7 @@ type table struct {
 	draws source              // of ports
 	out   map[flow]*mapping   // those that may be over included
 	in    map[uint16]*mapping // by outer port; the same mappings
+	kept  int                 // mappings, and what they have in sent
 	swept time.Duration       // when those that are over were last forgotten
 }
 
@@ -107,9 +108,10 @@ func (t *table) leave(now time.Duration, inner uint16, remote netip.AddrPort) (o
 		m = nil
 	}
 	if m == nil {
-		if len(t.out) >= maxMappings {
+		if t.kept >= maxKept {
 			return 0, false
 		}
+		t.kept++
 		m = &mapping{flow: f, outer: t.port()}
 		if t.kind == PortRestricted {
 			m.sent = make(map[netip.AddrPort]time.Duration)
@@ -117,8 +119,11 @@ func (t *table) leave(now time.Duration, inner uint16, remote netip.AddrPort) (o
 		t.out[f], t.in[m.outer] = m, m
 	}
 	if t.kind == PortRestricted {
-		if _, known := m.sent[remote]; !known && len(m.sent) >= maxMappings {
-			return 0, false
+		if _, known := m.sent[remote]; !known {
+			if t.kept >= maxKept {
+				return 0, false
+			}
+			t.kept++
 		}
 		m.sent[remote] = now
 	}
@@ -168,6 +173,7 @@ func (t *table) sweep(now time.Duration) {
 		for remote, sent := range m.sent {
 			if !fresh(sent, now) {
 				delete(m.sent, remote)
+				t.kept--
 			}
 		}
 	}
@@ -176,4 +182,5 @@ func (t *table) sweep(now time.Duration) {
 func (t *table) forget(m *mapping) {
 	delete(t.out, m.flow)
 	delete(t.in, m.outer)
+	t.kept -= 1 + len(m.sent)
 }

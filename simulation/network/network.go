@@ -136,7 +136,7 @@ type Stats struct {
 	Resets int64 // connections of which an end noticed a reset
 
 	Datagrams int64 // written
-	Dropped   int64 // datagrams that will not be read: lost, let in by nobody, or too many
+	Dropped   int64 // datagrams that will not be read: lost, let in by nobody, too many, or left unread
 }
 
 // A Net is a network. Make one with [New].

@@ -54,6 +54,7 @@ func (p *Port) socketLocked(power <-chan struct{}, at netip.AddrPort) (net.Packe
 	if p.onPortLocked(port) != nil {
 		return nil, fmt.Errorf("network: opening %v: %w", at, syscall.EADDRINUSE)
 	}
+	p.settleLocked(p.net.now()) // what came before is not for this socket
 	s := &socket{
 		port: p, at: netip.AddrPortFrom(p.inside, port), limit: readBuffer,
 		readDeadline: never, writeLimit: never,
@@ -155,6 +156,9 @@ func (s *socket) endLocked(end state) {
 	if s.state == open {
 		s.state = end
 	}
+	for range s.ready {
+		s.port.drop()
+	}
 	s.ready, s.held = nil, 0
 	s.reader.rouse()
 }
@@ -195,6 +199,7 @@ func (s *socket) SetReadBuffer(bytes int) error {
 	n := s.port.net
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	s.port.settleLocked(n.now())
 	s.limit = bytes
 	return s.stateLocked()
 }

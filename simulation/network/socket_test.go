@@ -443,6 +443,31 @@ func TestReadCutsOffWhatDoesNotFit(t *testing.T) {
 	})
 }
 
+func TestSocketHearsNothingFromBeforeItWasOpened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, s := openSockets(t, Config{}, NoNAT, NoNAT)
+		p := s[1].port
+		closeSockets(t, s[1:])
+		send(t, s[0], s[1].outside(), "too early")
+		time.Sleep(2 * latency)
+		s[1] = openSocket(t, p)
+		send(t, s[0], s[1].outside(), "in time")
+		wantText(t, s[1], "in time")
+		send(t, s[0], s[1].outside(), "left unread")
+		time.Sleep(2 * latency)
+		if err := s[1].SetReadBuffer(0); err != nil { // what came before may stay
+			t.Error(err)
+		}
+		if len(s[1].ready) != 1 {
+			t.Errorf("%d datagrams wait to be read, want 1", len(s[1].ready))
+		}
+		closeSockets(t, s)
+		if d := n.Stats().Dropped; d != 2 {
+			t.Errorf("%d dropped, want 2", d)
+		}
+	})
+}
+
 // A flood is kept by neither a socket that nobody reads nor a port without any.
 func TestWhatNobodyReadsIsNotKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
