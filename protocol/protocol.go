@@ -85,8 +85,8 @@ const Suite = 1
 // protocol: a sender that exceeds one is refused.
 const (
 	MaxText      = 16 << 10 // bytes of UTF-8 in one text message
-	MaxContent   = 65024    // bytes of padded content in one ratchet message: 64 KiB less what surrounds it
-	MaxEnvelope  = 80 << 10 // bytes of one envelope: the longest content, a handshake and the longest introduction
+	MaxContent   = 32256    // bytes of padded content in one ratchet message: 32 KiB less 512
+	MaxEnvelope  = 48 << 10 // bytes of one envelope: the longest content, a handshake and the longest introduction; sealed, 64 KiB hold it
 	MaxBatch     = 64       // envelopes in one delivery
 	MaxFrame     = 1 << 20  // bytes of one frame on a stream
 	MaxRecord    = 17 << 10 // bytes of one DHT record

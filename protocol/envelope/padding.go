@@ -10,7 +10,8 @@ import (
 
 // sizes are the only lengths that a padded content has, in bytes. A message
 // hides its length among all that share its size. The small ones fit one, two
-// and three packets; the largest holds the longest text (SPEC §7).
+// and three packets; the largest holds the longest text and receipt, and lets every envelope
+// fit into the largest bucket of the sealed form (SPEC §7.2).
 var sizes = [...]int{256, 640, 1536, 3584, 15872, protocol.MaxContent}
 
 // marker is the first byte of the padding; zeros follow it (ISO/IEC 7816-4), so

@@ -24,15 +24,15 @@ func TestPaddedSizes(t *testing.T) {
 		{1536, 3584},
 		{3584, 15872},
 		{15871, 15872},
-		{15872, 65024},
-		{65023, 65024},
+		{15872, 32256},
+		{32255, 32256},
 	} {
 		b, err := Pad(make([]byte, c.content))
 		if err != nil || len(b) != c.want {
 			t.Errorf("%d bytes are padded to %d (error %v), want %d", c.content, len(b), err, c.want)
 		}
 	}
-	for _, n := range []int{65024, 65025, 1 << 20} {
+	for _, n := range []int{32256, 32257, 1 << 20} {
 		if _, err := Pad(make([]byte, n)); err == nil {
 			t.Errorf("%d bytes are padded", n)
 		}
@@ -94,12 +94,12 @@ func TestUnpadRefuses(t *testing.T) {
 		"no marker":              bytes.Repeat([]byte{1}, 256),
 		"a size of nobody":       full(257, 256),
 		"below the least size":   full(128, 0),
-		"above the largest":      full(65025, 65024),
+		"above the largest":      full(32257, 32256),
 		"a size too large":       full(640, 255),
 		"two sizes too large":    full(1536, 0),
 		"the marker halved":      append(make([]byte, 255), 0x40),
 		"something behind it":    append(full(255, 100), 1),
-		"largest, far too loose": full(65024, 15871),
+		"largest, far too loose": full(32256, 15871),
 	} {
 		if got, err := Unpad(b); err == nil {
 			t.Errorf("%s: accepted, with content of %d bytes", name, len(got))
