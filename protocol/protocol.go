@@ -37,6 +37,9 @@ const (
 	LabelAck          Label = "starling/v1/ack"             // MAC of a direct acknowledgement
 	LabelEnvelope     Label = "starling/v1/envelope"        // hash that names an envelope
 	LabelDecryptError Label = "starling/v1/decrypt-error"   // MAC of a decryption error
+	LabelSealingKey   Label = "starling/v1/sealing-key"     // device key signs a sealing key
+	LabelSealed       Label = "starling/v1/sealed"          // HPKE info of a sealed envelope
+	LabelSealedTag    Label = "starling/v1/sealed-tag"      // static-DH tag that names the sender of a sealed envelope
 	LabelPreKeyProof  Label = "starling/v1/prekey-proof"    // proof of A and L in a request for a one-time key (T1)
 	LabelPreKeyAnswer Label = "starling/v1/prekey-answer"   // key of the answer to such a request
 	LabelBlind        Label = "starling/v1/blind"           // blinding factor of a day's record key
@@ -92,6 +95,8 @@ const (
 	MaxRecord    = 17 << 10 // bytes of one DHT record
 	MaxManifest  = 4 << 10  // bytes of one signed manifest
 	MaxBundle    = 2 << 10  // bytes of one signed pre-key bundle
+	MaxSealing   = 1536     // bytes of one signed sealing key
+	MaxSealed    = 66672    // bytes of one sealed envelope: 64 KiB inside, 1,136 around it
 	MaxIntro     = 13 << 10 // bytes of the sealed introduction of a first message: manifest, profile, tag, token
 	MaxReceipt   = 1024     // content IDs in one receipt
 	MaxDevices   = 16       // devices in a manifest
@@ -115,7 +120,11 @@ const (
 	OneTimeLife    = 10 * time.Minute    // a one-time pair minted on a stream
 	InviteLife     = 7 * 24 * time.Hour  // a one-use invite link
 	DaysAhead      = 14                  // days of bundles made and signed ahead
+	SealingKeyLife = 15 * 24 * time.Hour // private half of a week's sealing key, from the end of its week; longer while it has no successor
+	SealingLate    = 14 * 24 * time.Hour // use of a sealing key after its week, by a sender that has nothing newer
+	WeeksAhead     = 2                   // weeks of sealing keys made and signed ahead
 	GenerationSkew = 24 * time.Hour      // how far ahead of our clock a manifest's generation may be
 	BundleSkew     = 24 * time.Hour      // how far outside a bundle's validity our clock may be: 1 day + skew + MessageLife < DayKeyLife
+	SealingSkew    = 24 * time.Hour      // how far outside a sealing key's week our clock may be
 	RenewEvery     = time.Hour           // the most often one peer can make us renew a session
 )

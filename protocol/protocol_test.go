@@ -83,6 +83,10 @@ func TestLifetimesFitTogether(t *testing.T) {
 		{"a message expires before its duplicate is forgotten", protocol.MessageLife < protocol.DedupeLife},
 		{"a late message still finds its archived session", protocol.MessageLife < protocol.ArchivedLife},
 		{"a skipped key outlives the message that it opens", protocol.MessageLife < protocol.SkippedLife},
+		{"a content made when its sealing key is last fresh has expired when that key dies", protocol.SealingSkew+protocol.MessageLife <= protocol.SealingKeyLife},
+		{"a late sealing key is one that its owner may still have", protocol.SealingLate < protocol.SealingKeyLife},
+		{"records made ahead never carry a sealing key that is not made yet", protocol.DaysAhead <= 7*protocol.WeeksAhead},
+		{"a sealed envelope is remembered for as long as a key that has a successor opens it", protocol.SealingSkew+7*day+protocol.SealingKeyLife < protocol.DedupeLife},
 		{"a full batch need not fit a frame, but the largest envelope does", protocol.MaxEnvelope < protocol.MaxFrame},
 	} {
 		if !c.ok {

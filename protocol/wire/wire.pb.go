@@ -835,6 +835,144 @@ func (x *Envelope) GetMessage() []byte {
 	return nil
 }
 
+// SealingKey is signed by a device key under LabelSealingKey (SPEC §7.6).
+type SealingKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Account       []byte                 `protobuf:"bytes,1,opt,name=account,proto3" json:"account,omitempty"` // 32 bytes
+	Device        []byte                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`   // 32 bytes
+	Week          uint32                 `protobuf:"varint,3,opt,name=week,proto3" json:"week,omitempty"`      // unix day / 7
+	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`         // X-Wing public key, 1216 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealingKey) Reset() {
+	*x = SealingKey{}
+	mi := &file_wire_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealingKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealingKey) ProtoMessage() {}
+
+func (x *SealingKey) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealingKey.ProtoReflect.Descriptor instead.
+func (*SealingKey) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SealingKey) GetAccount() []byte {
+	if x != nil {
+		return x.Account
+	}
+	return nil
+}
+
+func (x *SealingKey) GetDevice() []byte {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
+func (x *SealingKey) GetWeek() uint32 {
+	if x != nil {
+		return x.Week
+	}
+	return 0
+}
+
+func (x *SealingKey) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+// Sealed is the plaintext of a sealed envelope, before padding (SPEC §7.6).
+type Sealed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Manifest      []byte                 `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"` // the sender's: an encoded Signed, as it is in the tag
+	Device        []byte                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`     // the sending device's key, in the manifest
+	Envelope      []byte                 `protobuf:"bytes,3,opt,name=envelope,proto3" json:"envelope,omitempty"` // an encoded Envelope
+	Tag           []byte                 `protobuf:"bytes,4,opt,name=tag,proto3" json:"tag,omitempty"`           // 32 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sealed) Reset() {
+	*x = Sealed{}
+	mi := &file_wire_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sealed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sealed) ProtoMessage() {}
+
+func (x *Sealed) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sealed.ProtoReflect.Descriptor instead.
+func (*Sealed) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Sealed) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *Sealed) GetDevice() []byte {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
+func (x *Sealed) GetEnvelope() []byte {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+func (x *Sealed) GetTag() []byte {
+	if x != nil {
+		return x.Tag
+	}
+	return nil
+}
+
 // Content is the plaintext of a ratchet message (SPEC §7).
 type Content struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -855,7 +993,7 @@ type Content struct {
 
 func (x *Content) Reset() {
 	*x = Content{}
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +1005,7 @@ func (x *Content) String() string {
 func (*Content) ProtoMessage() {}
 
 func (x *Content) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +1018,7 @@ func (x *Content) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Content.ProtoReflect.Descriptor instead.
 func (*Content) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{9}
+	return file_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Content) GetId() []byte {
@@ -991,7 +1129,7 @@ type Text struct {
 
 func (x *Text) Reset() {
 	*x = Text{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1141,7 @@ func (x *Text) String() string {
 func (*Text) ProtoMessage() {}
 
 func (x *Text) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1154,7 @@ func (x *Text) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Text.ProtoReflect.Descriptor instead.
 func (*Text) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Text) GetText() string {
@@ -1037,7 +1175,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1187,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1200,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Receipt) GetDelivered() [][]byte {
@@ -1090,7 +1228,7 @@ type News struct {
 
 func (x *News) Reset() {
 	*x = News{}
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1240,7 @@ func (x *News) String() string {
 func (*News) ProtoMessage() {}
 
 func (x *News) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1253,7 @@ func (x *News) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use News.ProtoReflect.Descriptor instead.
 func (*News) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{12}
+	return file_wire_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *News) GetManifest() *Signed {
@@ -1142,7 +1280,7 @@ type Accept struct {
 
 func (x *Accept) Reset() {
 	*x = Accept{}
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1292,7 @@ func (x *Accept) String() string {
 func (*Accept) ProtoMessage() {}
 
 func (x *Accept) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1305,7 @@ func (x *Accept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accept.ProtoReflect.Descriptor instead.
 func (*Accept) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13}
+	return file_wire_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Accept) GetNews() *News {
@@ -1188,7 +1326,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1338,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1351,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{14}
+	return file_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Delivery) GetEnvelopes() [][]byte {
@@ -1232,7 +1370,7 @@ type DeliveryAnswer struct {
 
 func (x *DeliveryAnswer) Reset() {
 	*x = DeliveryAnswer{}
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1382,7 @@ func (x *DeliveryAnswer) String() string {
 func (*DeliveryAnswer) ProtoMessage() {}
 
 func (x *DeliveryAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1395,7 @@ func (x *DeliveryAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryAnswer.ProtoReflect.Descriptor instead.
 func (*DeliveryAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{15}
+	return file_wire_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeliveryAnswer) GetOutcomes() []*Outcome {
@@ -1278,7 +1416,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1428,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1441,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{16}
+	return file_wire_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Outcome) GetStatus() Status {
@@ -1341,7 +1479,7 @@ type DecryptionError struct {
 
 func (x *DecryptionError) Reset() {
 	*x = DecryptionError{}
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1491,7 @@ func (x *DecryptionError) String() string {
 func (*DecryptionError) ProtoMessage() {}
 
 func (x *DecryptionError) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1504,7 @@ func (x *DecryptionError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecryptionError.ProtoReflect.Descriptor instead.
 func (*DecryptionError) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{17}
+	return file_wire_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DecryptionError) GetEnvelope() []byte {
@@ -1407,7 +1545,7 @@ type PreKeyChallenge struct {
 
 func (x *PreKeyChallenge) Reset() {
 	*x = PreKeyChallenge{}
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1557,7 @@ func (x *PreKeyChallenge) String() string {
 func (*PreKeyChallenge) ProtoMessage() {}
 
 func (x *PreKeyChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1570,7 @@ func (x *PreKeyChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreKeyChallenge.ProtoReflect.Descriptor instead.
 func (*PreKeyChallenge) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PreKeyChallenge) GetNonce() []byte {
@@ -1452,7 +1590,7 @@ type PreKeyRequest struct {
 
 func (x *PreKeyRequest) Reset() {
 	*x = PreKeyRequest{}
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1602,7 @@ func (x *PreKeyRequest) String() string {
 func (*PreKeyRequest) ProtoMessage() {}
 
 func (x *PreKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1615,7 @@ func (x *PreKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreKeyRequest.ProtoReflect.Descriptor instead.
 func (*PreKeyRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PreKeyRequest) GetNonce() []byte {
@@ -1507,7 +1645,7 @@ type PreKeyAnswer struct {
 
 func (x *PreKeyAnswer) Reset() {
 	*x = PreKeyAnswer{}
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1657,7 @@ func (x *PreKeyAnswer) String() string {
 func (*PreKeyAnswer) ProtoMessage() {}
 
 func (x *PreKeyAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1670,7 @@ func (x *PreKeyAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreKeyAnswer.ProtoReflect.Descriptor instead.
 func (*PreKeyAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PreKeyAnswer) GetManifest() *Signed {
@@ -1578,7 +1716,7 @@ type RecordBody struct {
 
 func (x *RecordBody) Reset() {
 	*x = RecordBody{}
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1728,7 @@ func (x *RecordBody) String() string {
 func (*RecordBody) ProtoMessage() {}
 
 func (x *RecordBody) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1741,7 @@ func (x *RecordBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordBody.ProtoReflect.Descriptor instead.
 func (*RecordBody) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RecordBody) GetManifest() *Signed {
@@ -1658,7 +1796,7 @@ type RecordRequest struct {
 
 func (x *RecordRequest) Reset() {
 	*x = RecordRequest{}
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1808,7 @@ func (x *RecordRequest) String() string {
 func (*RecordRequest) ProtoMessage() {}
 
 func (x *RecordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1821,7 @@ func (x *RecordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordRequest.ProtoReflect.Descriptor instead.
 func (*RecordRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RecordRequest) GetKeys() [][]byte {
@@ -1702,7 +1840,7 @@ type RecordAnswer struct {
 
 func (x *RecordAnswer) Reset() {
 	*x = RecordAnswer{}
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1852,7 @@ func (x *RecordAnswer) String() string {
 func (*RecordAnswer) ProtoMessage() {}
 
 func (x *RecordAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1865,7 @@ func (x *RecordAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAnswer.ProtoReflect.Descriptor instead.
 func (*RecordAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RecordAnswer) GetRecords() [][]byte {
@@ -1797,7 +1935,18 @@ const file_wire_proto_rawDesc = "" +
 	"\bEnvelope\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x129\n" +
 	"\thandshake\x18\x02 \x01(\v2\x1b.starling.wire.v1.HandshakeR\thandshake\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\fR\amessage\"\xa8\x02\n" +
+	"\amessage\x18\x03 \x01(\fR\amessage\"d\n" +
+	"\n" +
+	"SealingKey\x12\x18\n" +
+	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\fR\x06device\x12\x12\n" +
+	"\x04week\x18\x03 \x01(\rR\x04week\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\fR\x03key\"j\n" +
+	"\x06Sealed\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\fR\x06device\x12\x1a\n" +
+	"\benvelope\x18\x03 \x01(\fR\benvelope\x12\x10\n" +
+	"\x03tag\x18\x04 \x01(\fR\x03tag\"\xa8\x02\n" +
 	"\aContent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04sent\x18\x02 \x01(\x03R\x04sent\x12\x18\n" +
@@ -1884,7 +2033,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_wire_proto_goTypes = []any{
 	(Role)(0),               // 0: starling.wire.v1.Role
 	(Status)(0),             // 1: starling.wire.v1.Status
@@ -1898,21 +2047,23 @@ var file_wire_proto_goTypes = []any{
 	(*Profile)(nil),         // 9: starling.wire.v1.Profile
 	(*Endpoint)(nil),        // 10: starling.wire.v1.Endpoint
 	(*Envelope)(nil),        // 11: starling.wire.v1.Envelope
-	(*Content)(nil),         // 12: starling.wire.v1.Content
-	(*Text)(nil),            // 13: starling.wire.v1.Text
-	(*Receipt)(nil),         // 14: starling.wire.v1.Receipt
-	(*News)(nil),            // 15: starling.wire.v1.News
-	(*Accept)(nil),          // 16: starling.wire.v1.Accept
-	(*Delivery)(nil),        // 17: starling.wire.v1.Delivery
-	(*DeliveryAnswer)(nil),  // 18: starling.wire.v1.DeliveryAnswer
-	(*Outcome)(nil),         // 19: starling.wire.v1.Outcome
-	(*DecryptionError)(nil), // 20: starling.wire.v1.DecryptionError
-	(*PreKeyChallenge)(nil), // 21: starling.wire.v1.PreKeyChallenge
-	(*PreKeyRequest)(nil),   // 22: starling.wire.v1.PreKeyRequest
-	(*PreKeyAnswer)(nil),    // 23: starling.wire.v1.PreKeyAnswer
-	(*RecordBody)(nil),      // 24: starling.wire.v1.RecordBody
-	(*RecordRequest)(nil),   // 25: starling.wire.v1.RecordRequest
-	(*RecordAnswer)(nil),    // 26: starling.wire.v1.RecordAnswer
+	(*SealingKey)(nil),      // 12: starling.wire.v1.SealingKey
+	(*Sealed)(nil),          // 13: starling.wire.v1.Sealed
+	(*Content)(nil),         // 14: starling.wire.v1.Content
+	(*Text)(nil),            // 15: starling.wire.v1.Text
+	(*Receipt)(nil),         // 16: starling.wire.v1.Receipt
+	(*News)(nil),            // 17: starling.wire.v1.News
+	(*Accept)(nil),          // 18: starling.wire.v1.Accept
+	(*Delivery)(nil),        // 19: starling.wire.v1.Delivery
+	(*DeliveryAnswer)(nil),  // 20: starling.wire.v1.DeliveryAnswer
+	(*Outcome)(nil),         // 21: starling.wire.v1.Outcome
+	(*DecryptionError)(nil), // 22: starling.wire.v1.DecryptionError
+	(*PreKeyChallenge)(nil), // 23: starling.wire.v1.PreKeyChallenge
+	(*PreKeyRequest)(nil),   // 24: starling.wire.v1.PreKeyRequest
+	(*PreKeyAnswer)(nil),    // 25: starling.wire.v1.PreKeyAnswer
+	(*RecordBody)(nil),      // 26: starling.wire.v1.RecordBody
+	(*RecordRequest)(nil),   // 27: starling.wire.v1.RecordRequest
+	(*RecordAnswer)(nil),    // 28: starling.wire.v1.RecordAnswer
 }
 var file_wire_proto_depIdxs = []int32{
 	5,  // 0: starling.wire.v1.Manifest.devices:type_name -> starling.wire.v1.Device
@@ -1921,16 +2072,16 @@ var file_wire_proto_depIdxs = []int32{
 	9,  // 3: starling.wire.v1.Introduction.profile:type_name -> starling.wire.v1.Profile
 	10, // 4: starling.wire.v1.Profile.endpoints:type_name -> starling.wire.v1.Endpoint
 	7,  // 5: starling.wire.v1.Envelope.handshake:type_name -> starling.wire.v1.Handshake
-	13, // 6: starling.wire.v1.Content.text:type_name -> starling.wire.v1.Text
-	14, // 7: starling.wire.v1.Content.receipt:type_name -> starling.wire.v1.Receipt
-	15, // 8: starling.wire.v1.Content.news:type_name -> starling.wire.v1.News
-	16, // 9: starling.wire.v1.Content.accept:type_name -> starling.wire.v1.Accept
+	15, // 6: starling.wire.v1.Content.text:type_name -> starling.wire.v1.Text
+	16, // 7: starling.wire.v1.Content.receipt:type_name -> starling.wire.v1.Receipt
+	17, // 8: starling.wire.v1.Content.news:type_name -> starling.wire.v1.News
+	18, // 9: starling.wire.v1.Content.accept:type_name -> starling.wire.v1.Accept
 	3,  // 10: starling.wire.v1.News.manifest:type_name -> starling.wire.v1.Signed
 	9,  // 11: starling.wire.v1.News.profile:type_name -> starling.wire.v1.Profile
-	15, // 12: starling.wire.v1.Accept.news:type_name -> starling.wire.v1.News
-	19, // 13: starling.wire.v1.DeliveryAnswer.outcomes:type_name -> starling.wire.v1.Outcome
+	17, // 12: starling.wire.v1.Accept.news:type_name -> starling.wire.v1.News
+	21, // 13: starling.wire.v1.DeliveryAnswer.outcomes:type_name -> starling.wire.v1.Outcome
 	1,  // 14: starling.wire.v1.Outcome.status:type_name -> starling.wire.v1.Status
-	20, // 15: starling.wire.v1.Outcome.error:type_name -> starling.wire.v1.DecryptionError
+	22, // 15: starling.wire.v1.Outcome.error:type_name -> starling.wire.v1.DecryptionError
 	2,  // 16: starling.wire.v1.DecryptionError.reason:type_name -> starling.wire.v1.Reason
 	3,  // 17: starling.wire.v1.PreKeyAnswer.manifest:type_name -> starling.wire.v1.Signed
 	3,  // 18: starling.wire.v1.PreKeyAnswer.day:type_name -> starling.wire.v1.Signed
@@ -1951,7 +2102,7 @@ func file_wire_proto_init() {
 	if File_wire_proto != nil {
 		return
 	}
-	file_wire_proto_msgTypes[9].OneofWrappers = []any{
+	file_wire_proto_msgTypes[11].OneofWrappers = []any{
 		(*Content_Text)(nil),
 		(*Content_Receipt)(nil),
 		(*Content_News)(nil),
@@ -1963,7 +2114,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

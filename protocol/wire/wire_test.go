@@ -187,7 +187,7 @@ func types() []proto.Message {
 		&wire.Text{}, &wire.Receipt{}, &wire.News{}, &wire.Accept{}, &wire.Delivery{},
 		&wire.DeliveryAnswer{}, &wire.Outcome{}, &wire.DecryptionError{}, &wire.PreKeyChallenge{},
 		&wire.PreKeyRequest{}, &wire.PreKeyAnswer{}, &wire.RecordBody{}, &wire.RecordRequest{},
-		&wire.RecordAnswer{},
+		&wire.RecordAnswer{}, &wire.SealingKey{}, &wire.Sealed{},
 	}
 }
 
