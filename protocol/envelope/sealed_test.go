@@ -537,6 +537,42 @@ func TestForgedSealedEnvelopeIsRefused(t *testing.T) {
 	}
 }
 
+// TestKnownManifestIsNotOpenedAgain also holds what may be known: the device and
+// the tag are judged all the same.
+func TestKnownManifestIsNotOpenedAgain(t *testing.T) {
+	l := newLetter(t)
+	manifest, err := identity.OpenManifest(l.alice.manifest, l.alice.account.Account(), now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	known := func(b []byte) (identity.Manifest, bool) {
+		asked++
+		return manifest, bytes.Equal(b, l.alice.manifest)
+	}
+	open := func(inner []byte) error {
+		got, err := OpenKnownSealed([]*SealingPrivate{l.bob.private}, l.bob.dk, queue, l.context.seal(t, inner), known, now.AddDate(-1, 0, 0))
+		if err == nil && (got.Device != l.alice.entry || !bytes.Equal(got.ManifestBytes, l.alice.manifest)) {
+			t.Errorf("opened as from %v", got.Device)
+		}
+		return err
+	}
+	inner, _ := pad(wire.Marshal(l.sound(openEnvelope(256))), buckets[:])
+	// A year ago the generation lay in the future: only a known one is let in.
+	if err := open(inner); err != nil || asked != 1 {
+		t.Errorf("a known manifest: error %v, asked %d times", err, asked)
+	}
+	for name, inner := range l.faults(t) {
+		if err := open(inner); err != ErrSealed {
+			t.Errorf("%s: error %v, want ErrSealed", name, err)
+		}
+	}
+	carol := newPerson(t, "carol")
+	if _, err := OpenKnownSealed([]*SealingPrivate{l.bob.private}, l.bob.dk, queue, sealFor(t, carol, l.bob, []byte{1}), known, now); err != nil {
+		t.Errorf("a manifest that is not known: %v", err)
+	}
+}
+
 func TestSealForRefuses(t *testing.T) {
 	alice, bob, carol := newPerson(t, "alice"), newPerson(t, "bob"), newPerson(t, "carol")
 	low := newLowOrderKey(t, bob)
