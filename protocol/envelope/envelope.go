@@ -10,10 +10,18 @@
 //	content    // wire.Content: ID, times, sequence number, and one body
 //
 // This is the open form, for a direct stream; its session ID is visible to
-// whoever sees the envelope.
+// whoever sees the envelope. A relay gets the sealed form, which [SealFor] makes
+// of it and [OpenSealed] opens: HPKE (RFC 9180) with X-Wing, and nothing outside
+// that is readable or the same twice,
 //
-// What it does not do: encrypt (protocol/ratchet), check a handshake beyond its
-// shape (protocol/prekey), or judge times against a clock (node/outbox).
+//	enc         [1120]byte  // X-Wing to a device's sealing key of the week
+//	ciphertext  [...]byte   // AES-256-GCM: 1, 4, 16 or 64 KiB of plaintext, tag 16
+//
+// with the sender's manifest, device, the open form and the sender tag inside.
+//
+// What it does not do: encrypt a content (protocol/ratchet), check a handshake
+// beyond its shape (protocol/prekey), judge times of contents against a clock
+// (node/outbox), remember what was opened, or talk to relays (node/relay).
 package envelope
 
 import (
@@ -34,7 +42,8 @@ const (
 )
 
 // A Hash names an envelope: the exact bytes that travelled. Acknowledgements
-// and decryption errors refer to it.
+// and decryption errors refer to that of the open form, also when a relay
+// carried it; that of the sealed form serves to know a replay.
 type Hash [sha256.Size]byte
 
 // HashOf returns the hash of an envelope's bytes.

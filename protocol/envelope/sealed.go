@@ -23,7 +23,8 @@ const SealedOverhead = encSize + 16 // bytes
 
 // buckets are the only lengths that the plaintext of a sealed envelope has, in
 // bytes, so that a relay learns one of four sizes. The first holds a text of
-// 600 bytes, the second a first message, the last everything (SPEC §7.6).
+// some 590 bytes, the second a usual first message, the last everything
+// (SPEC §7.6).
 var buckets = [...]int{1 << 10, 4 << 10, 16 << 10, protocol.MaxSealed - SealedOverhead}
 
 // SealedSizes returns the only lengths that a sealed envelope has, in bytes,
