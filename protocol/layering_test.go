@@ -90,6 +90,12 @@ var house = []folder{
 		"it wraps what a session sealed, and does not open sessions",
 	},
 	{
+		"protocol/relay", true,
+		[]string{"protocol", "protocol/x25519", "protocol/wire", "protocol/identity"},
+		[]string{modEdwards, modProtobuf},
+		"what a relay is shown and signs is the same for every message: it knows of no session and no envelope",
+	},
+	{
 		"protocol/attachment", true,
 		[]string{"protocol"},
 		nil,

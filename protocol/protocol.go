@@ -49,6 +49,18 @@ const (
 	LabelDelegation   Label = "starling/v1/delegation"      // blinded key signs a day key
 	LabelRecord       Label = "starling/v1/record"          // day key signs a record
 	LabelStoreKey     Label = "starling/v1/store"           // master key → keys of the store at rest
+	LabelQueue        Label = "starling/v1/queue"           // hash that names a relay's queue by its reader key
+	LabelReader       Label = "starling/v1/reader"          // reader key proves that it may read a queue
+	LabelCapability   Label = "starling/v1/capability"      // hash of a deposit capability, all that a relay keeps of it
+	LabelRelayToken   Label = "starling/v1/relay-token"     // hash of an invite token, as a relay sees it
+	LabelWork         Label = "starling/v1/work"            // proof of work at a relay
+	LabelKeyWork      Label = "starling/v1/key-work"        // hash that stands for a request for a one-time key in such a proof
+	LabelReceiptLeaf  Label = "starling/v1/receipt-leaf"    // hash of one deposit of a group
+	LabelReceiptNode  Label = "starling/v1/receipt-node"    // hash of two nodes of a group's tree
+	LabelReceipt      Label = "starling/v1/receipt"         // relay key signs the root of a group
+	LabelPoolID       Label = "starling/v1/pool-id"         // A, L and contact box → name of a pool of one-time keys (T2)
+	LabelPoolKey      Label = "starling/v1/pool-key"        // A, L and contact box → key of that pool's blobs
+	LabelRelayLink    Label = "starling/v1/relay-link"      // checksum of a relay link
 )
 
 // Bind returns label ‖ 0x00 ‖ parts, the exact bytes that are signed, hashed
@@ -73,6 +85,7 @@ const (
 	StreamMessage = "/starling/message/1" // envelopes and their acknowledgements
 	StreamPreKey  = "/starling/prekey/1"  // one-time keys from the peer itself (T1)
 	StreamRecord  = "/starling/record/1"  // DHT records from whoever holds them
+	StreamRelay   = "/starling/relay/1"   // queues, one-time keys (T2), records and blobs at a relay
 	KadPrefix     = "/starling"           // Kademlia: /starling/kad/1.0.0
 )
 
@@ -109,6 +122,42 @@ const (
 	MaxAddr      = 256      // bytes of one binary multiaddr
 )
 
+// Limits at a relay (SPEC §13). A relay may offer less of what it keeps for one
+// reader, and says so; it never accepts more.
+const (
+	MaxRelays       = 3         // relays that an account names
+	DepositRelays   = 2         // relays that a sender leaves a message at
+	MaxDeposit      = 66672     // bytes of one deposit: the longest sealed envelope
+	MaxRelayRequest = 160 << 10 // bytes of one request to a relay; an answer is bounded by MaxFrame
+	MaxClaim        = 256       // queues attached by one request
+	MaxAttached     = 1024      // queues attached on one stream
+	MaxPoll         = 256       // entries in one answer to a poll
+	MaxDelete       = 256       // entries deleted by one request
+	MaxCursors      = 64        // queues with a cursor of their own in one poll
+	MaxGroup        = 4096      // deposits under one signature
+	MaxMailbox      = 1 << 10   // bytes of one mailbox: where a queue is
+	MaxRelayHints   = 4         // hints in a relay link
+	QueueMessages   = 128       // messages in a pairwise queue
+	QueueBytes      = 2 << 20   // bytes in a pairwise queue
+	BoxMessages     = 64        // messages in a contact box
+	BoxDeposit      = 17520     // bytes of one deposit in a contact box: a sealed envelope of 16 KiB
+	LogMessages     = 4096      // messages in a log queue
+	LogBytes        = 64 << 20  // bytes in a log queue
+	MaxTokens       = 128       // token hashes that a contact box admits
+	TokenDeposits   = 8         // deposits that one token hash admits
+	TokenKeys       = 2         // one-time keys that one token hash gets
+	WorkBits        = 22        // bits of work when nothing presses: some 4 million hashes
+	MaxWork         = 30        // the most bits of work that are asked for
+	PoolKeys        = 100       // one-time keys in a pool
+	PoolReserve     = 10        // the last of them, for tokens only
+	KeyBlob         = 2160      // bytes of a sealed one-time key: as long as the shortest sealed envelope
+	MaxPutKeys      = 50        // one-time keys in one request
+	MaxPutRecords   = 8         // DHT records in one request
+	MaxRecordsAhead = 32        // DHT records held for one contact box: two replicas of 16 days
+	BlobChunk       = 64 << 10  // bytes of one chunk of a blob
+	MaxBlobChunks   = 1 << 16   // chunks of one blob
+)
+
 // Lifetimes (SPEC §1). They fit together: a message lives shorter than the key
 // that opens it, and that key shorter than the memory of its use.
 const (
@@ -127,4 +176,15 @@ const (
 	BundleSkew     = 24 * time.Hour      // how far outside a bundle's validity our clock may be: 1 day + skew + MessageLife < DayKeyLife
 	SealingSkew    = 24 * time.Hour      // how far outside a sealing key's week our clock may be
 	RenewEvery     = time.Hour           // the most often one peer can make us renew a session
+)
+
+// Lifetimes at a relay (SPEC §13).
+const (
+	QueueLife   = 60 * 24 * time.Hour // the farthest a queue's expiry is set or renewed ahead
+	LogLife     = 16 * 24 * time.Hour // a log queue: the day it is for, a day of skew, MessageLife
+	BoxLife     = 7 * 24 * time.Hour  // a deposit in a contact box
+	BlobLife    = 30 * 24 * time.Hour // a blob
+	KeyWorkLife = 10 * time.Minute    // a proof of work for a one-time key
+	RelaySkew   = 10 * time.Minute    // how far beyond a bound a time may be that a client read from its own clock
+	PollWait    = 55 * time.Second    // the longest wait for an answer to a poll
 )

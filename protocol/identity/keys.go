@@ -105,6 +105,13 @@ func (d Device) Verify(label protocol.Label, body, sig []byte) error {
 	return verify(d[:], label, body, sig)
 }
 
+// Verify returns nil if sig is the transport key's signature over body under
+// label, and [ErrSignature] otherwise. libp2p signs other things with this key,
+// none of which starts like a label.
+func (t Transport) Verify(label protocol.Label, body, sig []byte) error {
+	return verify(t[:], label, body, sig)
+}
+
 func verify(key []byte, label protocol.Label, body, sig []byte) error {
 	if len(sig) != SignatureSize || !ed25519.Verify(key, label.Bind(body), sig) {
 		return ErrSignature

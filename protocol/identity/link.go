@@ -105,7 +105,7 @@ func (l Link) Check() error {
 		return fmt.Errorf("identity: a link holds at most %d hints", MaxHints)
 	}
 	for _, h := range l.Hints {
-		if err := h.check(); err != nil {
+		if err := h.Check(); err != nil {
 			return err
 		}
 		if len(l.Hints) > 1 && !h.Addr.Is4() {
@@ -115,7 +115,9 @@ func (l Link) Check() error {
 	return nil
 }
 
-func (h Hint) check() error {
+// Check returns why a link cannot hold h, or nil: an address that is of no use
+// to anyone. Parsed hints pass where the link that holds them was parsed.
+func (h Hint) Check() error {
 	switch {
 	case h.Network > TCP:
 		return errors.New("identity: a hint's network is QUIC or TCP")
@@ -355,6 +357,30 @@ func (r *reader) hint(before *Hint) (Hint, error) {
 	}
 	h.Port = binary.BigEndian.Uint16(r.take(2))
 	return h, nil
+}
+
+// AppendOwn appends h's binary form without its transport key, for a place that
+// has the key already. h passes [Hint.Check].
+func (h Hint) AppendOwn(b []byte) []byte { return h.append(b, true) }
+
+// ParseOwn takes a hint that [Hint.AppendOwn] wrote off the front of b, and
+// gives it the transport key t. The error is [ErrLinkVersion], or says what is
+// wrong with b.
+func ParseOwn(b []byte, t Transport) (h Hint, rest []byte, err error) {
+	if len(b) > 0 && b[0]&kindSame == 0 {
+		return Hint{}, nil, errors.New("its hint has a transport key of its own")
+	}
+	r := reader{b: b}
+	h, err = r.hint(&Hint{Transport: t})
+	switch {
+	case err != nil:
+		return Hint{}, nil, err
+	case r.short:
+		return Hint{}, nil, errors.New("it has the wrong length")
+	case h.Check() != nil:
+		return Hint{}, nil, errors.New("it holds an address of no use")
+	}
+	return h, r.b, nil
 }
 
 // ID names the token without giving it away: SHA-256 under LabelTokenID, 16

@@ -188,6 +188,128 @@ func (Reason) EnumDescriptor() ([]byte, []int) {
 	return file_wire_proto_rawDescGZIP(), []int{2}
 }
 
+type RelayStatus int32
+
+const (
+	RelayStatus_RELAY_STATUS_UNSPECIFIED RelayStatus = 0
+	RelayStatus_RELAY_STATUS_OK          RelayStatus = 1 // done, and durable
+	RelayStatus_RELAY_STATUS_QUOTA       RelayStatus = 2 // full: keep it, and try later or elsewhere
+	RelayStatus_RELAY_STATUS_REFUSED     RelayStatus = 3 // unknown, or not allowed: which of the two is not said
+	RelayStatus_RELAY_STATUS_BUSY        RelayStatus = 4 // not looked at: ask again soon
+	RelayStatus_RELAY_STATUS_MALFORMED   RelayStatus = 5 // never acceptable
+	RelayStatus_RELAY_STATUS_TOO_BIG     RelayStatus = 6 // longer than this place takes
+	RelayStatus_RELAY_STATUS_DRAINING    RelayStatus = 7 // takes nothing new: it will stop
+	RelayStatus_RELAY_STATUS_WORK        RelayStatus = 8 // asks for more work: see demand
+	RelayStatus_RELAY_STATUS_EMPTY       RelayStatus = 9 // nothing to give
+)
+
+// Enum value maps for RelayStatus.
+var (
+	RelayStatus_name = map[int32]string{
+		0: "RELAY_STATUS_UNSPECIFIED",
+		1: "RELAY_STATUS_OK",
+		2: "RELAY_STATUS_QUOTA",
+		3: "RELAY_STATUS_REFUSED",
+		4: "RELAY_STATUS_BUSY",
+		5: "RELAY_STATUS_MALFORMED",
+		6: "RELAY_STATUS_TOO_BIG",
+		7: "RELAY_STATUS_DRAINING",
+		8: "RELAY_STATUS_WORK",
+		9: "RELAY_STATUS_EMPTY",
+	}
+	RelayStatus_value = map[string]int32{
+		"RELAY_STATUS_UNSPECIFIED": 0,
+		"RELAY_STATUS_OK":          1,
+		"RELAY_STATUS_QUOTA":       2,
+		"RELAY_STATUS_REFUSED":     3,
+		"RELAY_STATUS_BUSY":        4,
+		"RELAY_STATUS_MALFORMED":   5,
+		"RELAY_STATUS_TOO_BIG":     6,
+		"RELAY_STATUS_DRAINING":    7,
+		"RELAY_STATUS_WORK":        8,
+		"RELAY_STATUS_EMPTY":       9,
+	}
+)
+
+func (x RelayStatus) Enum() *RelayStatus {
+	p := new(RelayStatus)
+	*p = x
+	return p
+}
+
+func (x RelayStatus) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RelayStatus) Descriptor() protoreflect.EnumDescriptor {
+	return file_wire_proto_enumTypes[3].Descriptor()
+}
+
+func (RelayStatus) Type() protoreflect.EnumType {
+	return &file_wire_proto_enumTypes[3]
+}
+
+func (x RelayStatus) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RelayStatus.Descriptor instead.
+func (RelayStatus) EnumDescriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{3}
+}
+
+type QueueKind int32
+
+const (
+	QueueKind_QUEUE_KIND_UNSPECIFIED QueueKind = 0
+	QueueKind_QUEUE_KIND_PAIRWISE    QueueKind = 1 // one reader, one depositor, deleted when read
+	QueueKind_QUEUE_KIND_BOX         QueueKind = 2 // contact box: strangers' first messages
+	QueueKind_QUEUE_KIND_LOG         QueueKind = 3 // many readers, each with a cursor of its own
+)
+
+// Enum value maps for QueueKind.
+var (
+	QueueKind_name = map[int32]string{
+		0: "QUEUE_KIND_UNSPECIFIED",
+		1: "QUEUE_KIND_PAIRWISE",
+		2: "QUEUE_KIND_BOX",
+		3: "QUEUE_KIND_LOG",
+	}
+	QueueKind_value = map[string]int32{
+		"QUEUE_KIND_UNSPECIFIED": 0,
+		"QUEUE_KIND_PAIRWISE":    1,
+		"QUEUE_KIND_BOX":         2,
+		"QUEUE_KIND_LOG":         3,
+	}
+)
+
+func (x QueueKind) Enum() *QueueKind {
+	p := new(QueueKind)
+	*p = x
+	return p
+}
+
+func (x QueueKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (QueueKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_wire_proto_enumTypes[4].Descriptor()
+}
+
+func (QueueKind) Type() protoreflect.EnumType {
+	return &file_wire_proto_enumTypes[4]
+}
+
+func (x QueueKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use QueueKind.Descriptor instead.
+func (QueueKind) EnumDescriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{4}
+}
+
 // Signed is a body and an Ed25519 signature over label, 0x00, body.
 type Signed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1875,6 +1997,2671 @@ func (x *RecordAnswer) GetRecords() [][]byte {
 	return nil
 }
 
+// Everything from here on is of the relay stream (SPEC §13): one request and
+// one answer a frame, answered in order.
+type RelayRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Command:
+	//
+	//	*RelayRequest_Info
+	//	*RelayRequest_Claim
+	//	*RelayRequest_Renew
+	//	*RelayRequest_SetAccess
+	//	*RelayRequest_Drop
+	//	*RelayRequest_Deposit
+	//	*RelayRequest_Poll
+	//	*RelayRequest_Delete
+	//	*RelayRequest_PutKeys
+	//	*RelayRequest_TakeKey
+	//	*RelayRequest_CountKeys
+	//	*RelayRequest_PutRecords
+	//	*RelayRequest_PutBlob
+	//	*RelayRequest_GetBlob
+	//	*RelayRequest_DropBlob
+	//	*RelayRequest_DialBack
+	Command       isRelayRequest_Command `protobuf_oneof:"command"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayRequest) Reset() {
+	*x = RelayRequest{}
+	mi := &file_wire_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayRequest) ProtoMessage() {}
+
+func (x *RelayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayRequest.ProtoReflect.Descriptor instead.
+func (*RelayRequest) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RelayRequest) GetCommand() isRelayRequest_Command {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetInfo() *RelayInfoRequest {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_Info); ok {
+			return x.Info
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetClaim() *RelayClaim {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_Claim); ok {
+			return x.Claim
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetRenew() *RelayRenew {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_Renew); ok {
+			return x.Renew
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetSetAccess() *RelaySetAccess {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_SetAccess); ok {
+			return x.SetAccess
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetDrop() *RelayDrop {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_Drop); ok {
+			return x.Drop
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetDeposit() *RelayDeposit {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_Deposit); ok {
+			return x.Deposit
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetPoll() *RelayPoll {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_Poll); ok {
+			return x.Poll
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetDelete() *RelayDelete {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_Delete); ok {
+			return x.Delete
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetPutKeys() *RelayPutKeys {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_PutKeys); ok {
+			return x.PutKeys
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetTakeKey() *RelayTakeKey {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_TakeKey); ok {
+			return x.TakeKey
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetCountKeys() *RelayCountKeys {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_CountKeys); ok {
+			return x.CountKeys
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetPutRecords() *RelayPutRecords {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_PutRecords); ok {
+			return x.PutRecords
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetPutBlob() *RelayPutBlob {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_PutBlob); ok {
+			return x.PutBlob
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetGetBlob() *RelayGetBlob {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_GetBlob); ok {
+			return x.GetBlob
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetDropBlob() *RelayDropBlob {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_DropBlob); ok {
+			return x.DropBlob
+		}
+	}
+	return nil
+}
+
+func (x *RelayRequest) GetDialBack() *RelayDialBack {
+	if x != nil {
+		if x, ok := x.Command.(*RelayRequest_DialBack); ok {
+			return x.DialBack
+		}
+	}
+	return nil
+}
+
+type isRelayRequest_Command interface {
+	isRelayRequest_Command()
+}
+
+type RelayRequest_Info struct {
+	Info *RelayInfoRequest `protobuf:"bytes,1,opt,name=info,proto3,oneof"`
+}
+
+type RelayRequest_Claim struct {
+	Claim *RelayClaim `protobuf:"bytes,2,opt,name=claim,proto3,oneof"` // create or attach, with the readers' proofs
+}
+
+type RelayRequest_Renew struct {
+	Renew *RelayRenew `protobuf:"bytes,3,opt,name=renew,proto3,oneof"`
+}
+
+type RelayRequest_SetAccess struct {
+	SetAccess *RelaySetAccess `protobuf:"bytes,4,opt,name=set_access,json=setAccess,proto3,oneof"`
+}
+
+type RelayRequest_Drop struct {
+	Drop *RelayDrop `protobuf:"bytes,5,opt,name=drop,proto3,oneof"`
+}
+
+type RelayRequest_Deposit struct {
+	Deposit *RelayDeposit `protobuf:"bytes,6,opt,name=deposit,proto3,oneof"`
+}
+
+type RelayRequest_Poll struct {
+	Poll *RelayPoll `protobuf:"bytes,7,opt,name=poll,proto3,oneof"`
+}
+
+type RelayRequest_Delete struct {
+	Delete *RelayDelete `protobuf:"bytes,8,opt,name=delete,proto3,oneof"`
+}
+
+type RelayRequest_PutKeys struct {
+	PutKeys *RelayPutKeys `protobuf:"bytes,9,opt,name=put_keys,json=putKeys,proto3,oneof"`
+}
+
+type RelayRequest_TakeKey struct {
+	TakeKey *RelayTakeKey `protobuf:"bytes,10,opt,name=take_key,json=takeKey,proto3,oneof"`
+}
+
+type RelayRequest_CountKeys struct {
+	CountKeys *RelayCountKeys `protobuf:"bytes,11,opt,name=count_keys,json=countKeys,proto3,oneof"`
+}
+
+type RelayRequest_PutRecords struct {
+	PutRecords *RelayPutRecords `protobuf:"bytes,12,opt,name=put_records,json=putRecords,proto3,oneof"`
+}
+
+type RelayRequest_PutBlob struct {
+	PutBlob *RelayPutBlob `protobuf:"bytes,13,opt,name=put_blob,json=putBlob,proto3,oneof"`
+}
+
+type RelayRequest_GetBlob struct {
+	GetBlob *RelayGetBlob `protobuf:"bytes,14,opt,name=get_blob,json=getBlob,proto3,oneof"`
+}
+
+type RelayRequest_DropBlob struct {
+	DropBlob *RelayDropBlob `protobuf:"bytes,15,opt,name=drop_blob,json=dropBlob,proto3,oneof"`
+}
+
+type RelayRequest_DialBack struct {
+	DialBack *RelayDialBack `protobuf:"bytes,16,opt,name=dial_back,json=dialBack,proto3,oneof"`
+}
+
+func (*RelayRequest_Info) isRelayRequest_Command() {}
+
+func (*RelayRequest_Claim) isRelayRequest_Command() {}
+
+func (*RelayRequest_Renew) isRelayRequest_Command() {}
+
+func (*RelayRequest_SetAccess) isRelayRequest_Command() {}
+
+func (*RelayRequest_Drop) isRelayRequest_Command() {}
+
+func (*RelayRequest_Deposit) isRelayRequest_Command() {}
+
+func (*RelayRequest_Poll) isRelayRequest_Command() {}
+
+func (*RelayRequest_Delete) isRelayRequest_Command() {}
+
+func (*RelayRequest_PutKeys) isRelayRequest_Command() {}
+
+func (*RelayRequest_TakeKey) isRelayRequest_Command() {}
+
+func (*RelayRequest_CountKeys) isRelayRequest_Command() {}
+
+func (*RelayRequest_PutRecords) isRelayRequest_Command() {}
+
+func (*RelayRequest_PutBlob) isRelayRequest_Command() {}
+
+func (*RelayRequest_GetBlob) isRelayRequest_Command() {}
+
+func (*RelayRequest_DropBlob) isRelayRequest_Command() {}
+
+func (*RelayRequest_DialBack) isRelayRequest_Command() {}
+
+// RelayAnswer has a result with RELAY_STATUS_OK only, except demand.
+type RelayAnswer struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Status RelayStatus            `protobuf:"varint,1,opt,name=status,proto3,enum=starling.wire.v1.RelayStatus" json:"status,omitempty"`
+	// Types that are valid to be assigned to Result:
+	//
+	//	*RelayAnswer_Info
+	//	*RelayAnswer_Queues
+	//	*RelayAnswer_Receipt
+	//	*RelayAnswer_Entries
+	//	*RelayAnswer_Key
+	//	*RelayAnswer_Count
+	//	*RelayAnswer_Chunk
+	//	*RelayAnswer_Dialed
+	//	*RelayAnswer_Demand
+	Result        isRelayAnswer_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayAnswer) Reset() {
+	*x = RelayAnswer{}
+	mi := &file_wire_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayAnswer) ProtoMessage() {}
+
+func (x *RelayAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayAnswer.ProtoReflect.Descriptor instead.
+func (*RelayAnswer) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RelayAnswer) GetStatus() RelayStatus {
+	if x != nil {
+		return x.Status
+	}
+	return RelayStatus_RELAY_STATUS_UNSPECIFIED
+}
+
+func (x *RelayAnswer) GetResult() isRelayAnswer_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *RelayAnswer) GetInfo() *RelayInfo {
+	if x != nil {
+		if x, ok := x.Result.(*RelayAnswer_Info); ok {
+			return x.Info
+		}
+	}
+	return nil
+}
+
+func (x *RelayAnswer) GetQueues() *RelayQueues {
+	if x != nil {
+		if x, ok := x.Result.(*RelayAnswer_Queues); ok {
+			return x.Queues
+		}
+	}
+	return nil
+}
+
+func (x *RelayAnswer) GetReceipt() *RelayReceipt {
+	if x != nil {
+		if x, ok := x.Result.(*RelayAnswer_Receipt); ok {
+			return x.Receipt
+		}
+	}
+	return nil
+}
+
+func (x *RelayAnswer) GetEntries() *RelayEntries {
+	if x != nil {
+		if x, ok := x.Result.(*RelayAnswer_Entries); ok {
+			return x.Entries
+		}
+	}
+	return nil
+}
+
+func (x *RelayAnswer) GetKey() *RelayKey {
+	if x != nil {
+		if x, ok := x.Result.(*RelayAnswer_Key); ok {
+			return x.Key
+		}
+	}
+	return nil
+}
+
+func (x *RelayAnswer) GetCount() *RelayCount {
+	if x != nil {
+		if x, ok := x.Result.(*RelayAnswer_Count); ok {
+			return x.Count
+		}
+	}
+	return nil
+}
+
+func (x *RelayAnswer) GetChunk() *RelayChunk {
+	if x != nil {
+		if x, ok := x.Result.(*RelayAnswer_Chunk); ok {
+			return x.Chunk
+		}
+	}
+	return nil
+}
+
+func (x *RelayAnswer) GetDialed() *RelayDialed {
+	if x != nil {
+		if x, ok := x.Result.(*RelayAnswer_Dialed); ok {
+			return x.Dialed
+		}
+	}
+	return nil
+}
+
+func (x *RelayAnswer) GetDemand() *RelayDemand {
+	if x != nil {
+		if x, ok := x.Result.(*RelayAnswer_Demand); ok {
+			return x.Demand
+		}
+	}
+	return nil
+}
+
+type isRelayAnswer_Result interface {
+	isRelayAnswer_Result()
+}
+
+type RelayAnswer_Info struct {
+	Info *RelayInfo `protobuf:"bytes,2,opt,name=info,proto3,oneof"`
+}
+
+type RelayAnswer_Queues struct {
+	Queues *RelayQueues `protobuf:"bytes,3,opt,name=queues,proto3,oneof"` // to claim and renew
+}
+
+type RelayAnswer_Receipt struct {
+	Receipt *RelayReceipt `protobuf:"bytes,4,opt,name=receipt,proto3,oneof"` // to deposit
+}
+
+type RelayAnswer_Entries struct {
+	Entries *RelayEntries `protobuf:"bytes,5,opt,name=entries,proto3,oneof"` // to poll
+}
+
+type RelayAnswer_Key struct {
+	Key *RelayKey `protobuf:"bytes,6,opt,name=key,proto3,oneof"` // to take_key
+}
+
+type RelayAnswer_Count struct {
+	Count *RelayCount `protobuf:"bytes,7,opt,name=count,proto3,oneof"` // to put_keys, count_keys, put_records
+}
+
+type RelayAnswer_Chunk struct {
+	Chunk *RelayChunk `protobuf:"bytes,8,opt,name=chunk,proto3,oneof"` // to get_blob
+}
+
+type RelayAnswer_Dialed struct {
+	Dialed *RelayDialed `protobuf:"bytes,9,opt,name=dialed,proto3,oneof"` // to dial_back
+}
+
+type RelayAnswer_Demand struct {
+	Demand *RelayDemand `protobuf:"bytes,10,opt,name=demand,proto3,oneof"` // with RELAY_STATUS_WORK
+}
+
+func (*RelayAnswer_Info) isRelayAnswer_Result() {}
+
+func (*RelayAnswer_Queues) isRelayAnswer_Result() {}
+
+func (*RelayAnswer_Receipt) isRelayAnswer_Result() {}
+
+func (*RelayAnswer_Entries) isRelayAnswer_Result() {}
+
+func (*RelayAnswer_Key) isRelayAnswer_Result() {}
+
+func (*RelayAnswer_Count) isRelayAnswer_Result() {}
+
+func (*RelayAnswer_Chunk) isRelayAnswer_Result() {}
+
+func (*RelayAnswer_Dialed) isRelayAnswer_Result() {}
+
+func (*RelayAnswer_Demand) isRelayAnswer_Result() {}
+
+type RelayInfoRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayInfoRequest) Reset() {
+	*x = RelayInfoRequest{}
+	mi := &file_wire_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayInfoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayInfoRequest) ProtoMessage() {}
+
+func (x *RelayInfoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayInfoRequest.ProtoReflect.Descriptor instead.
+func (*RelayInfoRequest) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{28}
+}
+
+// RelayInfo is what a relay says of itself. It proves nothing.
+type RelayInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Time          int64                  `protobuf:"varint,1,opt,name=time,proto3" json:"time,omitempty"`                                          // unix seconds
+	Store         []byte                 `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`                                         // 16 bytes, drawn when the relay's store was made
+	Kinds         []QueueKind            `protobuf:"varint,3,rep,packed,name=kinds,proto3,enum=starling.wire.v1.QueueKind" json:"kinds,omitempty"` // that it makes
+	Sizes         []uint32               `protobuf:"varint,4,rep,packed,name=sizes,proto3" json:"sizes,omitempty"`                                 // of deposits, in bytes, ascending
+	DepositBits   uint32                 `protobuf:"varint,5,opt,name=deposit_bits,json=depositBits,proto3" json:"deposit_bits,omitempty"`         // work for a deposit in a contact box
+	KeyBits       uint32                 `protobuf:"varint,6,opt,name=key_bits,json=keyBits,proto3" json:"key_bits,omitempty"`                     // work for a one-time key
+	Admission     bool                   `protobuf:"varint,7,opt,name=admission,proto3" json:"admission,omitempty"`                                // making a queue takes an admission token
+	Draining      int64                  `protobuf:"varint,8,opt,name=draining,proto3" json:"draining,omitempty"`                                  // unix seconds at which it stops, or 0
+	Quotas        []*RelayQuota          `protobuf:"bytes,9,rep,name=quotas,proto3" json:"quotas,omitempty"`                                       // one for each kind
+	BlobBytes     uint64                 `protobuf:"varint,10,opt,name=blob_bytes,json=blobBytes,proto3" json:"blob_bytes,omitempty"`              // of blobs for one reader
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayInfo) Reset() {
+	*x = RelayInfo{}
+	mi := &file_wire_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayInfo) ProtoMessage() {}
+
+func (x *RelayInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayInfo.ProtoReflect.Descriptor instead.
+func (*RelayInfo) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RelayInfo) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *RelayInfo) GetStore() []byte {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *RelayInfo) GetKinds() []QueueKind {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+func (x *RelayInfo) GetSizes() []uint32 {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
+func (x *RelayInfo) GetDepositBits() uint32 {
+	if x != nil {
+		return x.DepositBits
+	}
+	return 0
+}
+
+func (x *RelayInfo) GetKeyBits() uint32 {
+	if x != nil {
+		return x.KeyBits
+	}
+	return 0
+}
+
+func (x *RelayInfo) GetAdmission() bool {
+	if x != nil {
+		return x.Admission
+	}
+	return false
+}
+
+func (x *RelayInfo) GetDraining() int64 {
+	if x != nil {
+		return x.Draining
+	}
+	return 0
+}
+
+func (x *RelayInfo) GetQuotas() []*RelayQuota {
+	if x != nil {
+		return x.Quotas
+	}
+	return nil
+}
+
+func (x *RelayInfo) GetBlobBytes() uint64 {
+	if x != nil {
+		return x.BlobBytes
+	}
+	return 0
+}
+
+type RelayQuota struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          QueueKind              `protobuf:"varint,1,opt,name=kind,proto3,enum=starling.wire.v1.QueueKind" json:"kind,omitempty"`
+	Messages      uint32                 `protobuf:"varint,2,opt,name=messages,proto3" json:"messages,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Life          uint32                 `protobuf:"varint,4,opt,name=life,proto3" json:"life,omitempty"`                            // seconds: of a deposit
+	QueueLife     uint32                 `protobuf:"varint,5,opt,name=queue_life,json=queueLife,proto3" json:"queue_life,omitempty"` // seconds: the farthest a queue's expiry is set ahead
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayQuota) Reset() {
+	*x = RelayQuota{}
+	mi := &file_wire_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayQuota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayQuota) ProtoMessage() {}
+
+func (x *RelayQuota) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayQuota.ProtoReflect.Descriptor instead.
+func (*RelayQuota) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RelayQuota) GetKind() QueueKind {
+	if x != nil {
+		return x.Kind
+	}
+	return QueueKind_QUEUE_KIND_UNSPECIFIED
+}
+
+func (x *RelayQuota) GetMessages() uint32 {
+	if x != nil {
+		return x.Messages
+	}
+	return 0
+}
+
+func (x *RelayQuota) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *RelayQuota) GetLife() uint32 {
+	if x != nil {
+		return x.Life
+	}
+	return 0
+}
+
+func (x *RelayQuota) GetQueueLife() uint32 {
+	if x != nil {
+		return x.QueueLife
+	}
+	return 0
+}
+
+// RelayClaim carries an encoded RelayClaimBody and, for each reader key in it,
+// that key's proof, in order.
+type RelayClaim struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
+	Proofs        [][]byte               `protobuf:"bytes,2,rep,name=proofs,proto3" json:"proofs,omitempty"` // 64 bytes each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayClaim) Reset() {
+	*x = RelayClaim{}
+	mi := &file_wire_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayClaim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayClaim) ProtoMessage() {}
+
+func (x *RelayClaim) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayClaim.ProtoReflect.Descriptor instead.
+func (*RelayClaim) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RelayClaim) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *RelayClaim) GetProofs() [][]byte {
+	if x != nil {
+		return x.Proofs
+	}
+	return nil
+}
+
+type RelayClaimBody struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Claim:
+	//
+	//	*RelayClaimBody_Create
+	//	*RelayClaimBody_Attach
+	Claim         isRelayClaimBody_Claim `protobuf_oneof:"claim"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayClaimBody) Reset() {
+	*x = RelayClaimBody{}
+	mi := &file_wire_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayClaimBody) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayClaimBody) ProtoMessage() {}
+
+func (x *RelayClaimBody) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayClaimBody.ProtoReflect.Descriptor instead.
+func (*RelayClaimBody) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RelayClaimBody) GetClaim() isRelayClaimBody_Claim {
+	if x != nil {
+		return x.Claim
+	}
+	return nil
+}
+
+func (x *RelayClaimBody) GetCreate() *RelayCreate {
+	if x != nil {
+		if x, ok := x.Claim.(*RelayClaimBody_Create); ok {
+			return x.Create
+		}
+	}
+	return nil
+}
+
+func (x *RelayClaimBody) GetAttach() *RelayAttach {
+	if x != nil {
+		if x, ok := x.Claim.(*RelayClaimBody_Attach); ok {
+			return x.Attach
+		}
+	}
+	return nil
+}
+
+type isRelayClaimBody_Claim interface {
+	isRelayClaimBody_Claim()
+}
+
+type RelayClaimBody_Create struct {
+	Create *RelayCreate `protobuf:"bytes,1,opt,name=create,proto3,oneof"`
+}
+
+type RelayClaimBody_Attach struct {
+	Attach *RelayAttach `protobuf:"bytes,2,opt,name=attach,proto3,oneof"`
+}
+
+func (*RelayClaimBody_Create) isRelayClaimBody_Claim() {}
+
+func (*RelayClaimBody_Attach) isRelayClaimBody_Claim() {}
+
+// RelayCreate makes a queue, unless it is there, and attaches it.
+type RelayCreate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reader        []byte                 `protobuf:"bytes,1,opt,name=reader,proto3" json:"reader,omitempty"` // reader key, 32 bytes
+	Kind          QueueKind              `protobuf:"varint,2,opt,name=kind,proto3,enum=starling.wire.v1.QueueKind" json:"kind,omitempty"`
+	Capability    []byte                 `protobuf:"bytes,3,opt,name=capability,proto3" json:"capability,omitempty"` // hash of the deposit capability, 32 bytes; empty for a contact box
+	Expires       int64                  `protobuf:"varint,4,opt,name=expires,proto3" json:"expires,omitempty"`      // unix seconds
+	Closes        int64                  `protobuf:"varint,5,opt,name=closes,proto3" json:"closes,omitempty"`        // unix seconds, a log only: takes no deposit from then on
+	Admission     []byte                 `protobuf:"bytes,6,opt,name=admission,proto3" json:"admission,omitempty"`   // 16 bytes, or empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayCreate) Reset() {
+	*x = RelayCreate{}
+	mi := &file_wire_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayCreate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayCreate) ProtoMessage() {}
+
+func (x *RelayCreate) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayCreate.ProtoReflect.Descriptor instead.
+func (*RelayCreate) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RelayCreate) GetReader() []byte {
+	if x != nil {
+		return x.Reader
+	}
+	return nil
+}
+
+func (x *RelayCreate) GetKind() QueueKind {
+	if x != nil {
+		return x.Kind
+	}
+	return QueueKind_QUEUE_KIND_UNSPECIFIED
+}
+
+func (x *RelayCreate) GetCapability() []byte {
+	if x != nil {
+		return x.Capability
+	}
+	return nil
+}
+
+func (x *RelayCreate) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *RelayCreate) GetCloses() int64 {
+	if x != nil {
+		return x.Closes
+	}
+	return 0
+}
+
+func (x *RelayCreate) GetAdmission() []byte {
+	if x != nil {
+		return x.Admission
+	}
+	return nil
+}
+
+type RelayAttach struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Readers       [][]byte               `protobuf:"bytes,1,rep,name=readers,proto3" json:"readers,omitempty"` // reader keys, 32 bytes each, at most 256, none twice
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayAttach) Reset() {
+	*x = RelayAttach{}
+	mi := &file_wire_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayAttach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayAttach) ProtoMessage() {}
+
+func (x *RelayAttach) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayAttach.ProtoReflect.Descriptor instead.
+func (*RelayAttach) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RelayAttach) GetReaders() [][]byte {
+	if x != nil {
+		return x.Readers
+	}
+	return nil
+}
+
+type RelayQueues struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queues        []*RelayQueue          `protobuf:"bytes,1,rep,name=queues,proto3" json:"queues,omitempty"` // one for each in the request, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayQueues) Reset() {
+	*x = RelayQueues{}
+	mi := &file_wire_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayQueues) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayQueues) ProtoMessage() {}
+
+func (x *RelayQueues) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayQueues.ProtoReflect.Descriptor instead.
+func (*RelayQueues) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *RelayQueues) GetQueues() []*RelayQueue {
+	if x != nil {
+		return x.Queues
+	}
+	return nil
+}
+
+type RelayQueue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Known         bool                   `protobuf:"varint,1,opt,name=known,proto3" json:"known,omitempty"`
+	Expires       int64                  `protobuf:"varint,2,opt,name=expires,proto3" json:"expires,omitempty"` // unix seconds
+	Messages      uint32                 `protobuf:"varint,3,opt,name=messages,proto3" json:"messages,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayQueue) Reset() {
+	*x = RelayQueue{}
+	mi := &file_wire_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayQueue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayQueue) ProtoMessage() {}
+
+func (x *RelayQueue) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayQueue.ProtoReflect.Descriptor instead.
+func (*RelayQueue) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *RelayQueue) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *RelayQueue) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *RelayQueue) GetMessages() uint32 {
+	if x != nil {
+		return x.Messages
+	}
+	return 0
+}
+
+func (x *RelayQueue) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type RelayRenew struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queues        [][]byte               `protobuf:"bytes,1,rep,name=queues,proto3" json:"queues,omitempty"`    // 32 bytes each, attached, at most 256
+	Expires       int64                  `protobuf:"varint,2,opt,name=expires,proto3" json:"expires,omitempty"` // unix seconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayRenew) Reset() {
+	*x = RelayRenew{}
+	mi := &file_wire_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayRenew) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayRenew) ProtoMessage() {}
+
+func (x *RelayRenew) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayRenew.ProtoReflect.Descriptor instead.
+func (*RelayRenew) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *RelayRenew) GetQueues() [][]byte {
+	if x != nil {
+		return x.Queues
+	}
+	return nil
+}
+
+func (x *RelayRenew) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+// RelaySetAccess replaces who may deposit.
+type RelaySetAccess struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queue         []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	Capability    []byte                 `protobuf:"bytes,2,opt,name=capability,proto3" json:"capability,omitempty"` // of a pairwise queue: hash, 32 bytes
+	Tokens        [][]byte               `protobuf:"bytes,3,rep,name=tokens,proto3" json:"tokens,omitempty"`         // of a contact box: hashes, 32 bytes each, at most 128
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelaySetAccess) Reset() {
+	*x = RelaySetAccess{}
+	mi := &file_wire_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelaySetAccess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelaySetAccess) ProtoMessage() {}
+
+func (x *RelaySetAccess) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelaySetAccess.ProtoReflect.Descriptor instead.
+func (*RelaySetAccess) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *RelaySetAccess) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelaySetAccess) GetCapability() []byte {
+	if x != nil {
+		return x.Capability
+	}
+	return nil
+}
+
+func (x *RelaySetAccess) GetTokens() [][]byte {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type RelayDrop struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queue         []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayDrop) Reset() {
+	*x = RelayDrop{}
+	mi := &file_wire_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayDrop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayDrop) ProtoMessage() {}
+
+func (x *RelayDrop) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayDrop.ProtoReflect.Descriptor instead.
+func (*RelayDrop) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RelayDrop) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+type RelayDeposit struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Queue   []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	Blob    []byte                 `protobuf:"bytes,2,opt,name=blob,proto3" json:"blob,omitempty"`
+	Expires int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"` // unix seconds
+	// Types that are valid to be assigned to Admit:
+	//
+	//	*RelayDeposit_Capability
+	//	*RelayDeposit_Token
+	//	*RelayDeposit_Work
+	Admit         isRelayDeposit_Admit `protobuf_oneof:"admit"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayDeposit) Reset() {
+	*x = RelayDeposit{}
+	mi := &file_wire_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayDeposit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayDeposit) ProtoMessage() {}
+
+func (x *RelayDeposit) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayDeposit.ProtoReflect.Descriptor instead.
+func (*RelayDeposit) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RelayDeposit) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelayDeposit) GetBlob() []byte {
+	if x != nil {
+		return x.Blob
+	}
+	return nil
+}
+
+func (x *RelayDeposit) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *RelayDeposit) GetAdmit() isRelayDeposit_Admit {
+	if x != nil {
+		return x.Admit
+	}
+	return nil
+}
+
+func (x *RelayDeposit) GetCapability() []byte {
+	if x != nil {
+		if x, ok := x.Admit.(*RelayDeposit_Capability); ok {
+			return x.Capability
+		}
+	}
+	return nil
+}
+
+func (x *RelayDeposit) GetToken() []byte {
+	if x != nil {
+		if x, ok := x.Admit.(*RelayDeposit_Token); ok {
+			return x.Token
+		}
+	}
+	return nil
+}
+
+func (x *RelayDeposit) GetWork() uint64 {
+	if x != nil {
+		if x, ok := x.Admit.(*RelayDeposit_Work); ok {
+			return x.Work
+		}
+	}
+	return 0
+}
+
+type isRelayDeposit_Admit interface {
+	isRelayDeposit_Admit()
+}
+
+type RelayDeposit_Capability struct {
+	Capability []byte `protobuf:"bytes,4,opt,name=capability,proto3,oneof"` // 32 bytes: a pairwise queue, a log
+}
+
+type RelayDeposit_Token struct {
+	Token []byte `protobuf:"bytes,5,opt,name=token,proto3,oneof"` // hash, 32 bytes: a contact box
+}
+
+type RelayDeposit_Work struct {
+	Work uint64 `protobuf:"fixed64,6,opt,name=work,proto3,oneof"` // nonce: a contact box
+}
+
+func (*RelayDeposit_Capability) isRelayDeposit_Admit() {}
+
+func (*RelayDeposit_Token) isRelayDeposit_Admit() {}
+
+func (*RelayDeposit_Work) isRelayDeposit_Admit() {}
+
+// RelayReceipt says that a deposit is in a group that the relay's key signed.
+type RelayReceipt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`        // of the deposit in its group
+	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`        // deposits in the group, 1 to 4096
+	Time          int64                  `protobuf:"varint,3,opt,name=time,proto3" json:"time,omitempty"`          // unix seconds
+	Path          []byte                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`           // hashes from the leaf up, 32 bytes each
+	Signature     []byte                 `protobuf:"bytes,5,opt,name=signature,proto3" json:"signature,omitempty"` // 64 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayReceipt) Reset() {
+	*x = RelayReceipt{}
+	mi := &file_wire_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayReceipt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayReceipt) ProtoMessage() {}
+
+func (x *RelayReceipt) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayReceipt.ProtoReflect.Descriptor instead.
+func (*RelayReceipt) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *RelayReceipt) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RelayReceipt) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *RelayReceipt) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *RelayReceipt) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *RelayReceipt) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+type RelayPoll struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`    // entries with a higher ID only
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`    // entries, 1 to 256
+	Wait          uint32                 `protobuf:"varint,3,opt,name=wait,proto3" json:"wait,omitempty"`      // seconds, at most 55
+	Cursors       []*RelayCursor         `protobuf:"bytes,4,rep,name=cursors,proto3" json:"cursors,omitempty"` // queues with an after of their own, at most 64
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayPoll) Reset() {
+	*x = RelayPoll{}
+	mi := &file_wire_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayPoll) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayPoll) ProtoMessage() {}
+
+func (x *RelayPoll) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayPoll.ProtoReflect.Descriptor instead.
+func (*RelayPoll) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *RelayPoll) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *RelayPoll) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *RelayPoll) GetWait() uint32 {
+	if x != nil {
+		return x.Wait
+	}
+	return 0
+}
+
+func (x *RelayPoll) GetCursors() []*RelayCursor {
+	if x != nil {
+		return x.Cursors
+	}
+	return nil
+}
+
+type RelayCursor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queue         []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayCursor) Reset() {
+	*x = RelayCursor{}
+	mi := &file_wire_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayCursor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayCursor) ProtoMessage() {}
+
+func (x *RelayCursor) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayCursor.ProtoReflect.Descriptor instead.
+func (*RelayCursor) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *RelayCursor) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelayCursor) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+type RelayEntries struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*RelayEntry          `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"` // ascending by ID
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`      // there are further ones now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayEntries) Reset() {
+	*x = RelayEntries{}
+	mi := &file_wire_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayEntries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayEntries) ProtoMessage() {}
+
+func (x *RelayEntries) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayEntries.ProtoReflect.Descriptor instead.
+func (*RelayEntries) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *RelayEntries) GetEntries() []*RelayEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *RelayEntries) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+type RelayEntry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queue         []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	Id            uint64                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	Blob          []byte                 `protobuf:"bytes,3,opt,name=blob,proto3" json:"blob,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayEntry) Reset() {
+	*x = RelayEntry{}
+	mi := &file_wire_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayEntry) ProtoMessage() {}
+
+func (x *RelayEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayEntry.ProtoReflect.Descriptor instead.
+func (*RelayEntry) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RelayEntry) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelayEntry) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *RelayEntry) GetBlob() []byte {
+	if x != nil {
+		return x.Blob
+	}
+	return nil
+}
+
+type RelayDelete struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Deletions     []*RelayDeletion       `protobuf:"bytes,1,rep,name=deletions,proto3" json:"deletions,omitempty"` // at most 256 IDs in all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayDelete) Reset() {
+	*x = RelayDelete{}
+	mi := &file_wire_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayDelete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayDelete) ProtoMessage() {}
+
+func (x *RelayDelete) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayDelete.ProtoReflect.Descriptor instead.
+func (*RelayDelete) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *RelayDelete) GetDeletions() []*RelayDeletion {
+	if x != nil {
+		return x.Deletions
+	}
+	return nil
+}
+
+type RelayDeletion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queue         []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	Ids           []uint64               `protobuf:"fixed64,2,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayDeletion) Reset() {
+	*x = RelayDeletion{}
+	mi := &file_wire_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayDeletion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayDeletion) ProtoMessage() {}
+
+func (x *RelayDeletion) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayDeletion.ProtoReflect.Descriptor instead.
+func (*RelayDeletion) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *RelayDeletion) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelayDeletion) GetIds() []uint64 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+// RelayPutKeys adds one-time keys to a contact box's pool. Another pool's name
+// empties the pool first.
+type RelayPutKeys struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queue         []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	Pool          []byte                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`        // 32 bytes
+	Keys          [][]byte               `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`        // 2160 bytes each, at most 50
+	Expires       int64                  `protobuf:"varint,4,opt,name=expires,proto3" json:"expires,omitempty"` // unix seconds, of these keys
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayPutKeys) Reset() {
+	*x = RelayPutKeys{}
+	mi := &file_wire_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayPutKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayPutKeys) ProtoMessage() {}
+
+func (x *RelayPutKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayPutKeys.ProtoReflect.Descriptor instead.
+func (*RelayPutKeys) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *RelayPutKeys) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelayPutKeys) GetPool() []byte {
+	if x != nil {
+		return x.Pool
+	}
+	return nil
+}
+
+func (x *RelayPutKeys) GetKeys() [][]byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *RelayPutKeys) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+type RelayTakeKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Queue []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	Pool  []byte                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	// Types that are valid to be assigned to Admit:
+	//
+	//	*RelayTakeKey_Token
+	//	*RelayTakeKey_Work
+	Admit         isRelayTakeKey_Admit `protobuf_oneof:"admit"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayTakeKey) Reset() {
+	*x = RelayTakeKey{}
+	mi := &file_wire_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayTakeKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayTakeKey) ProtoMessage() {}
+
+func (x *RelayTakeKey) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayTakeKey.ProtoReflect.Descriptor instead.
+func (*RelayTakeKey) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *RelayTakeKey) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelayTakeKey) GetPool() []byte {
+	if x != nil {
+		return x.Pool
+	}
+	return nil
+}
+
+func (x *RelayTakeKey) GetAdmit() isRelayTakeKey_Admit {
+	if x != nil {
+		return x.Admit
+	}
+	return nil
+}
+
+func (x *RelayTakeKey) GetToken() []byte {
+	if x != nil {
+		if x, ok := x.Admit.(*RelayTakeKey_Token); ok {
+			return x.Token
+		}
+	}
+	return nil
+}
+
+func (x *RelayTakeKey) GetWork() *RelayKeyWork {
+	if x != nil {
+		if x, ok := x.Admit.(*RelayTakeKey_Work); ok {
+			return x.Work
+		}
+	}
+	return nil
+}
+
+type isRelayTakeKey_Admit interface {
+	isRelayTakeKey_Admit()
+}
+
+type RelayTakeKey_Token struct {
+	Token []byte `protobuf:"bytes,3,opt,name=token,proto3,oneof"` // hash, 32 bytes
+}
+
+type RelayTakeKey_Work struct {
+	Work *RelayKeyWork `protobuf:"bytes,4,opt,name=work,proto3,oneof"`
+}
+
+func (*RelayTakeKey_Token) isRelayTakeKey_Admit() {}
+
+func (*RelayTakeKey_Work) isRelayTakeKey_Admit() {}
+
+type RelayKeyWork struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Salt          []byte                 `protobuf:"bytes,1,opt,name=salt,proto3" json:"salt,omitempty"`        // 16 random bytes
+	Expires       int64                  `protobuf:"varint,2,opt,name=expires,proto3" json:"expires,omitempty"` // unix seconds
+	Nonce         uint64                 `protobuf:"fixed64,3,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayKeyWork) Reset() {
+	*x = RelayKeyWork{}
+	mi := &file_wire_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayKeyWork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayKeyWork) ProtoMessage() {}
+
+func (x *RelayKeyWork) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayKeyWork.ProtoReflect.Descriptor instead.
+func (*RelayKeyWork) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *RelayKeyWork) GetSalt() []byte {
+	if x != nil {
+		return x.Salt
+	}
+	return nil
+}
+
+func (x *RelayKeyWork) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *RelayKeyWork) GetNonce() uint64 {
+	if x != nil {
+		return x.Nonce
+	}
+	return 0
+}
+
+type RelayKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // 2160 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayKey) Reset() {
+	*x = RelayKey{}
+	mi := &file_wire_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayKey) ProtoMessage() {}
+
+func (x *RelayKey) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayKey.ProtoReflect.Descriptor instead.
+func (*RelayKey) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *RelayKey) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type RelayCountKeys struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queue         []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	Pool          []byte                 `protobuf:"bytes,2,opt,name=pool,proto3" json:"pool,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayCountKeys) Reset() {
+	*x = RelayCountKeys{}
+	mi := &file_wire_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayCountKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayCountKeys) ProtoMessage() {}
+
+func (x *RelayCountKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayCountKeys.ProtoReflect.Descriptor instead.
+func (*RelayCountKeys) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *RelayCountKeys) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelayCountKeys) GetPool() []byte {
+	if x != nil {
+		return x.Pool
+	}
+	return nil
+}
+
+type RelayCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"` // keys or records held now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayCount) Reset() {
+	*x = RelayCount{}
+	mi := &file_wire_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayCount) ProtoMessage() {}
+
+func (x *RelayCount) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayCount.ProtoReflect.Descriptor instead.
+func (*RelayCount) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *RelayCount) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// RelayPutRecords hands over DHT records for the relay to publish in time.
+type RelayPutRecords struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queue         []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`      // a contact box
+	Replace       bool                   `protobuf:"varint,2,opt,name=replace,proto3" json:"replace,omitempty"` // forget those held before
+	Records       [][]byte               `protobuf:"bytes,3,rep,name=records,proto3" json:"records,omitempty"`  // at most 8
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayPutRecords) Reset() {
+	*x = RelayPutRecords{}
+	mi := &file_wire_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayPutRecords) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayPutRecords) ProtoMessage() {}
+
+func (x *RelayPutRecords) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayPutRecords.ProtoReflect.Descriptor instead.
+func (*RelayPutRecords) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *RelayPutRecords) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelayPutRecords) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
+func (x *RelayPutRecords) GetRecords() [][]byte {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+type RelayPutBlob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queue         []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`   // on whose account
+	Handle        []byte                 `protobuf:"bytes,2,opt,name=handle,proto3" json:"handle,omitempty"` // 32 bytes
+	Index         uint32                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Count         uint32                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`     // chunks of the whole, 1 to 65536
+	Chunk         []byte                 `protobuf:"bytes,5,opt,name=chunk,proto3" json:"chunk,omitempty"`      // 65536 bytes
+	Expires       int64                  `protobuf:"varint,6,opt,name=expires,proto3" json:"expires,omitempty"` // unix seconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayPutBlob) Reset() {
+	*x = RelayPutBlob{}
+	mi := &file_wire_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayPutBlob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayPutBlob) ProtoMessage() {}
+
+func (x *RelayPutBlob) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayPutBlob.ProtoReflect.Descriptor instead.
+func (*RelayPutBlob) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *RelayPutBlob) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelayPutBlob) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
+	}
+	return nil
+}
+
+func (x *RelayPutBlob) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RelayPutBlob) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *RelayPutBlob) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+func (x *RelayPutBlob) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+type RelayGetBlob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Handle        []byte                 `protobuf:"bytes,1,opt,name=handle,proto3" json:"handle,omitempty"`
+	Index         uint32                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayGetBlob) Reset() {
+	*x = RelayGetBlob{}
+	mi := &file_wire_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayGetBlob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayGetBlob) ProtoMessage() {}
+
+func (x *RelayGetBlob) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayGetBlob.ProtoReflect.Descriptor instead.
+func (*RelayGetBlob) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *RelayGetBlob) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
+	}
+	return nil
+}
+
+func (x *RelayGetBlob) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type RelayChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"` // chunks of the whole
+	Chunk         []byte                 `protobuf:"bytes,2,opt,name=chunk,proto3" json:"chunk,omitempty"`  // 65536 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayChunk) Reset() {
+	*x = RelayChunk{}
+	mi := &file_wire_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayChunk) ProtoMessage() {}
+
+func (x *RelayChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayChunk.ProtoReflect.Descriptor instead.
+func (*RelayChunk) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *RelayChunk) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *RelayChunk) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type RelayDropBlob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Queue         []byte                 `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
+	Handle        []byte                 `protobuf:"bytes,2,opt,name=handle,proto3" json:"handle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayDropBlob) Reset() {
+	*x = RelayDropBlob{}
+	mi := &file_wire_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayDropBlob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayDropBlob) ProtoMessage() {}
+
+func (x *RelayDropBlob) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayDropBlob.ProtoReflect.Descriptor instead.
+func (*RelayDropBlob) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *RelayDropBlob) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *RelayDropBlob) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
+	}
+	return nil
+}
+
+// RelayDialBack asks whether the client can be dialled from outside.
+type RelayDialBack struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addrs         [][]byte               `protobuf:"bytes,1,rep,name=addrs,proto3" json:"addrs,omitempty"` // binary multiaddrs, at most 8, of the client's own IP address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayDialBack) Reset() {
+	*x = RelayDialBack{}
+	mi := &file_wire_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayDialBack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayDialBack) ProtoMessage() {}
+
+func (x *RelayDialBack) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayDialBack.ProtoReflect.Descriptor instead.
+func (*RelayDialBack) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *RelayDialBack) GetAddrs() [][]byte {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
+type RelayDialed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reached       []bool                 `protobuf:"varint,1,rep,packed,name=reached,proto3" json:"reached,omitempty"` // one for each, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayDialed) Reset() {
+	*x = RelayDialed{}
+	mi := &file_wire_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayDialed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayDialed) ProtoMessage() {}
+
+func (x *RelayDialed) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayDialed.ProtoReflect.Descriptor instead.
+func (*RelayDialed) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *RelayDialed) GetReached() []bool {
+	if x != nil {
+		return x.Reached
+	}
+	return nil
+}
+
+type RelayDemand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bits          uint32                 `protobuf:"varint,1,opt,name=bits,proto3" json:"bits,omitempty"` // of work
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayDemand) Reset() {
+	*x = RelayDemand{}
+	mi := &file_wire_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayDemand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayDemand) ProtoMessage() {}
+
+func (x *RelayDemand) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayDemand.ProtoReflect.Descriptor instead.
+func (*RelayDemand) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *RelayDemand) GetBits() uint32 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
+// Mailbox says where a queue is: in a record a contact box, in a session a
+// pairwise queue with its capability.
+type Mailbox struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Relay         *Endpoint              `protobuf:"bytes,1,opt,name=relay,proto3" json:"relay,omitempty"`
+	Queue         []byte                 `protobuf:"bytes,2,opt,name=queue,proto3" json:"queue,omitempty"`           // 32 bytes
+	Capability    []byte                 `protobuf:"bytes,3,opt,name=capability,proto3" json:"capability,omitempty"` // 32 bytes, or empty: a contact box
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mailbox) Reset() {
+	*x = Mailbox{}
+	mi := &file_wire_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mailbox) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mailbox) ProtoMessage() {}
+
+func (x *Mailbox) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mailbox.ProtoReflect.Descriptor instead.
+func (*Mailbox) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *Mailbox) GetRelay() *Endpoint {
+	if x != nil {
+		return x.Relay
+	}
+	return nil
+}
+
+func (x *Mailbox) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *Mailbox) GetCapability() []byte {
+	if x != nil {
+		return x.Capability
+	}
+	return nil
+}
+
 var File_wire_proto protoreflect.FileDescriptor
 
 const file_wire_proto_rawDesc = "" +
@@ -2002,7 +4789,196 @@ const file_wire_proto_rawDesc = "" +
 	"\rRecordRequest\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\fR\x04keys\"(\n" +
 	"\fRecordAnswer\x12\x18\n" +
-	"\arecords\x18\x01 \x03(\fR\arecords*=\n" +
+	"\arecords\x18\x01 \x03(\fR\arecords\"\xda\a\n" +
+	"\fRelayRequest\x128\n" +
+	"\x04info\x18\x01 \x01(\v2\".starling.wire.v1.RelayInfoRequestH\x00R\x04info\x124\n" +
+	"\x05claim\x18\x02 \x01(\v2\x1c.starling.wire.v1.RelayClaimH\x00R\x05claim\x124\n" +
+	"\x05renew\x18\x03 \x01(\v2\x1c.starling.wire.v1.RelayRenewH\x00R\x05renew\x12A\n" +
+	"\n" +
+	"set_access\x18\x04 \x01(\v2 .starling.wire.v1.RelaySetAccessH\x00R\tsetAccess\x121\n" +
+	"\x04drop\x18\x05 \x01(\v2\x1b.starling.wire.v1.RelayDropH\x00R\x04drop\x12:\n" +
+	"\adeposit\x18\x06 \x01(\v2\x1e.starling.wire.v1.RelayDepositH\x00R\adeposit\x121\n" +
+	"\x04poll\x18\a \x01(\v2\x1b.starling.wire.v1.RelayPollH\x00R\x04poll\x127\n" +
+	"\x06delete\x18\b \x01(\v2\x1d.starling.wire.v1.RelayDeleteH\x00R\x06delete\x12;\n" +
+	"\bput_keys\x18\t \x01(\v2\x1e.starling.wire.v1.RelayPutKeysH\x00R\aputKeys\x12;\n" +
+	"\btake_key\x18\n" +
+	" \x01(\v2\x1e.starling.wire.v1.RelayTakeKeyH\x00R\atakeKey\x12A\n" +
+	"\n" +
+	"count_keys\x18\v \x01(\v2 .starling.wire.v1.RelayCountKeysH\x00R\tcountKeys\x12D\n" +
+	"\vput_records\x18\f \x01(\v2!.starling.wire.v1.RelayPutRecordsH\x00R\n" +
+	"putRecords\x12;\n" +
+	"\bput_blob\x18\r \x01(\v2\x1e.starling.wire.v1.RelayPutBlobH\x00R\aputBlob\x12;\n" +
+	"\bget_blob\x18\x0e \x01(\v2\x1e.starling.wire.v1.RelayGetBlobH\x00R\agetBlob\x12>\n" +
+	"\tdrop_blob\x18\x0f \x01(\v2\x1f.starling.wire.v1.RelayDropBlobH\x00R\bdropBlob\x12>\n" +
+	"\tdial_back\x18\x10 \x01(\v2\x1f.starling.wire.v1.RelayDialBackH\x00R\bdialBackB\t\n" +
+	"\acommand\"\xc0\x04\n" +
+	"\vRelayAnswer\x125\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x1d.starling.wire.v1.RelayStatusR\x06status\x121\n" +
+	"\x04info\x18\x02 \x01(\v2\x1b.starling.wire.v1.RelayInfoH\x00R\x04info\x127\n" +
+	"\x06queues\x18\x03 \x01(\v2\x1d.starling.wire.v1.RelayQueuesH\x00R\x06queues\x12:\n" +
+	"\areceipt\x18\x04 \x01(\v2\x1e.starling.wire.v1.RelayReceiptH\x00R\areceipt\x12:\n" +
+	"\aentries\x18\x05 \x01(\v2\x1e.starling.wire.v1.RelayEntriesH\x00R\aentries\x12.\n" +
+	"\x03key\x18\x06 \x01(\v2\x1a.starling.wire.v1.RelayKeyH\x00R\x03key\x124\n" +
+	"\x05count\x18\a \x01(\v2\x1c.starling.wire.v1.RelayCountH\x00R\x05count\x124\n" +
+	"\x05chunk\x18\b \x01(\v2\x1c.starling.wire.v1.RelayChunkH\x00R\x05chunk\x127\n" +
+	"\x06dialed\x18\t \x01(\v2\x1d.starling.wire.v1.RelayDialedH\x00R\x06dialed\x127\n" +
+	"\x06demand\x18\n" +
+	" \x01(\v2\x1d.starling.wire.v1.RelayDemandH\x00R\x06demandB\b\n" +
+	"\x06result\"\x12\n" +
+	"\x10RelayInfoRequest\"\xcb\x02\n" +
+	"\tRelayInfo\x12\x12\n" +
+	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x14\n" +
+	"\x05store\x18\x02 \x01(\fR\x05store\x121\n" +
+	"\x05kinds\x18\x03 \x03(\x0e2\x1b.starling.wire.v1.QueueKindR\x05kinds\x12\x14\n" +
+	"\x05sizes\x18\x04 \x03(\rR\x05sizes\x12!\n" +
+	"\fdeposit_bits\x18\x05 \x01(\rR\vdepositBits\x12\x19\n" +
+	"\bkey_bits\x18\x06 \x01(\rR\akeyBits\x12\x1c\n" +
+	"\tadmission\x18\a \x01(\bR\tadmission\x12\x1a\n" +
+	"\bdraining\x18\b \x01(\x03R\bdraining\x124\n" +
+	"\x06quotas\x18\t \x03(\v2\x1c.starling.wire.v1.RelayQuotaR\x06quotas\x12\x1d\n" +
+	"\n" +
+	"blob_bytes\x18\n" +
+	" \x01(\x04R\tblobBytes\"\xa2\x01\n" +
+	"\n" +
+	"RelayQuota\x12/\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1b.starling.wire.v1.QueueKindR\x04kind\x12\x1a\n" +
+	"\bmessages\x18\x02 \x01(\rR\bmessages\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x04life\x18\x04 \x01(\rR\x04life\x12\x1d\n" +
+	"\n" +
+	"queue_life\x18\x05 \x01(\rR\tqueueLife\"8\n" +
+	"\n" +
+	"RelayClaim\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\fR\x04body\x12\x16\n" +
+	"\x06proofs\x18\x02 \x03(\fR\x06proofs\"\x8b\x01\n" +
+	"\x0eRelayClaimBody\x127\n" +
+	"\x06create\x18\x01 \x01(\v2\x1d.starling.wire.v1.RelayCreateH\x00R\x06create\x127\n" +
+	"\x06attach\x18\x02 \x01(\v2\x1d.starling.wire.v1.RelayAttachH\x00R\x06attachB\a\n" +
+	"\x05claim\"\xc6\x01\n" +
+	"\vRelayCreate\x12\x16\n" +
+	"\x06reader\x18\x01 \x01(\fR\x06reader\x12/\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1b.starling.wire.v1.QueueKindR\x04kind\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x03 \x01(\fR\n" +
+	"capability\x12\x18\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\x12\x16\n" +
+	"\x06closes\x18\x05 \x01(\x03R\x06closes\x12\x1c\n" +
+	"\tadmission\x18\x06 \x01(\fR\tadmission\"'\n" +
+	"\vRelayAttach\x12\x18\n" +
+	"\areaders\x18\x01 \x03(\fR\areaders\"C\n" +
+	"\vRelayQueues\x124\n" +
+	"\x06queues\x18\x01 \x03(\v2\x1c.starling.wire.v1.RelayQueueR\x06queues\"n\n" +
+	"\n" +
+	"RelayQueue\x12\x14\n" +
+	"\x05known\x18\x01 \x01(\bR\x05known\x12\x18\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\x12\x1a\n" +
+	"\bmessages\x18\x03 \x01(\rR\bmessages\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\">\n" +
+	"\n" +
+	"RelayRenew\x12\x16\n" +
+	"\x06queues\x18\x01 \x03(\fR\x06queues\x12\x18\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\"^\n" +
+	"\x0eRelaySetAccess\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x02 \x01(\fR\n" +
+	"capability\x12\x16\n" +
+	"\x06tokens\x18\x03 \x03(\fR\x06tokens\"!\n" +
+	"\tRelayDrop\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\"\xab\x01\n" +
+	"\fRelayDeposit\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x12\n" +
+	"\x04blob\x18\x02 \x01(\fR\x04blob\x12\x18\n" +
+	"\aexpires\x18\x03 \x01(\x03R\aexpires\x12 \n" +
+	"\n" +
+	"capability\x18\x04 \x01(\fH\x00R\n" +
+	"capability\x12\x16\n" +
+	"\x05token\x18\x05 \x01(\fH\x00R\x05token\x12\x14\n" +
+	"\x04work\x18\x06 \x01(\x06H\x00R\x04workB\a\n" +
+	"\x05admit\"\x80\x01\n" +
+	"\fRelayReceipt\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12\x12\n" +
+	"\x04time\x18\x03 \x01(\x03R\x04time\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\fR\x04path\x12\x1c\n" +
+	"\tsignature\x18\x05 \x01(\fR\tsignature\"\x84\x01\n" +
+	"\tRelayPoll\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x12\n" +
+	"\x04wait\x18\x03 \x01(\rR\x04wait\x127\n" +
+	"\acursors\x18\x04 \x03(\v2\x1d.starling.wire.v1.RelayCursorR\acursors\"9\n" +
+	"\vRelayCursor\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\"Z\n" +
+	"\fRelayEntries\x126\n" +
+	"\aentries\x18\x01 \x03(\v2\x1c.starling.wire.v1.RelayEntryR\aentries\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"F\n" +
+	"\n" +
+	"RelayEntry\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04blob\x18\x03 \x01(\fR\x04blob\"L\n" +
+	"\vRelayDelete\x12=\n" +
+	"\tdeletions\x18\x01 \x03(\v2\x1f.starling.wire.v1.RelayDeletionR\tdeletions\"7\n" +
+	"\rRelayDeletion\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x10\n" +
+	"\x03ids\x18\x02 \x03(\x06R\x03ids\"f\n" +
+	"\fRelayPutKeys\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x12\n" +
+	"\x04pool\x18\x02 \x01(\fR\x04pool\x12\x12\n" +
+	"\x04keys\x18\x03 \x03(\fR\x04keys\x12\x18\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\"\x8f\x01\n" +
+	"\fRelayTakeKey\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x12\n" +
+	"\x04pool\x18\x02 \x01(\fR\x04pool\x12\x16\n" +
+	"\x05token\x18\x03 \x01(\fH\x00R\x05token\x124\n" +
+	"\x04work\x18\x04 \x01(\v2\x1e.starling.wire.v1.RelayKeyWorkH\x00R\x04workB\a\n" +
+	"\x05admit\"R\n" +
+	"\fRelayKeyWork\x12\x12\n" +
+	"\x04salt\x18\x01 \x01(\fR\x04salt\x12\x18\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\x12\x14\n" +
+	"\x05nonce\x18\x03 \x01(\x06R\x05nonce\"\x1c\n" +
+	"\bRelayKey\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\":\n" +
+	"\x0eRelayCountKeys\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x12\n" +
+	"\x04pool\x18\x02 \x01(\fR\x04pool\"\"\n" +
+	"\n" +
+	"RelayCount\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\rR\x05count\"[\n" +
+	"\x0fRelayPutRecords\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x18\n" +
+	"\areplace\x18\x02 \x01(\bR\areplace\x12\x18\n" +
+	"\arecords\x18\x03 \x03(\fR\arecords\"\x98\x01\n" +
+	"\fRelayPutBlob\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x16\n" +
+	"\x06handle\x18\x02 \x01(\fR\x06handle\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\rR\x05index\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\rR\x05count\x12\x14\n" +
+	"\x05chunk\x18\x05 \x01(\fR\x05chunk\x12\x18\n" +
+	"\aexpires\x18\x06 \x01(\x03R\aexpires\"<\n" +
+	"\fRelayGetBlob\x12\x16\n" +
+	"\x06handle\x18\x01 \x01(\fR\x06handle\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\rR\x05index\"8\n" +
+	"\n" +
+	"RelayChunk\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\rR\x05count\x12\x14\n" +
+	"\x05chunk\x18\x02 \x01(\fR\x05chunk\"=\n" +
+	"\rRelayDropBlob\x12\x14\n" +
+	"\x05queue\x18\x01 \x01(\fR\x05queue\x12\x16\n" +
+	"\x06handle\x18\x02 \x01(\fR\x06handle\"%\n" +
+	"\rRelayDialBack\x12\x14\n" +
+	"\x05addrs\x18\x01 \x03(\fR\x05addrs\"'\n" +
+	"\vRelayDialed\x12\x18\n" +
+	"\areached\x18\x01 \x03(\bR\areached\"!\n" +
+	"\vRelayDemand\x12\x12\n" +
+	"\x04bits\x18\x01 \x01(\rR\x04bits\"q\n" +
+	"\aMailbox\x120\n" +
+	"\x05relay\x18\x01 \x01(\v2\x1a.starling.wire.v1.EndpointR\x05relay\x12\x14\n" +
+	"\x05queue\x18\x02 \x01(\fR\x05queue\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x03 \x01(\fR\n" +
+	"capability*=\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bROLE_DAY\x10\x01\x12\x11\n" +
@@ -2018,7 +4994,23 @@ const file_wire_proto_rawDesc = "" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11REASON_NO_SESSION\x10\x01\x12\x16\n" +
 	"\x12REASON_CANNOT_OPEN\x10\x02\x12\x13\n" +
-	"\x0fREASON_KEY_GONE\x10\x03B\x18Z\x16starling/protocol/wireb\x06proto3"
+	"\x0fREASON_KEY_GONE\x10\x03*\x89\x02\n" +
+	"\vRelayStatus\x12\x1c\n" +
+	"\x18RELAY_STATUS_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fRELAY_STATUS_OK\x10\x01\x12\x16\n" +
+	"\x12RELAY_STATUS_QUOTA\x10\x02\x12\x18\n" +
+	"\x14RELAY_STATUS_REFUSED\x10\x03\x12\x15\n" +
+	"\x11RELAY_STATUS_BUSY\x10\x04\x12\x1a\n" +
+	"\x16RELAY_STATUS_MALFORMED\x10\x05\x12\x18\n" +
+	"\x14RELAY_STATUS_TOO_BIG\x10\x06\x12\x19\n" +
+	"\x15RELAY_STATUS_DRAINING\x10\a\x12\x15\n" +
+	"\x11RELAY_STATUS_WORK\x10\b\x12\x16\n" +
+	"\x12RELAY_STATUS_EMPTY\x10\t*h\n" +
+	"\tQueueKind\x12\x1a\n" +
+	"\x16QUEUE_KIND_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13QUEUE_KIND_PAIRWISE\x10\x01\x12\x12\n" +
+	"\x0eQUEUE_KIND_BOX\x10\x02\x12\x12\n" +
+	"\x0eQUEUE_KIND_LOG\x10\x03B\x18Z\x16starling/protocol/wireb\x06proto3"
 
 var (
 	file_wire_proto_rawDescOnce sync.Once
@@ -2032,69 +5024,146 @@ func file_wire_proto_rawDescGZIP() []byte {
 	return file_wire_proto_rawDescData
 }
 
-var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_wire_proto_goTypes = []any{
-	(Role)(0),               // 0: starling.wire.v1.Role
-	(Status)(0),             // 1: starling.wire.v1.Status
-	(Reason)(0),             // 2: starling.wire.v1.Reason
-	(*Signed)(nil),          // 3: starling.wire.v1.Signed
-	(*Manifest)(nil),        // 4: starling.wire.v1.Manifest
-	(*Device)(nil),          // 5: starling.wire.v1.Device
-	(*Bundle)(nil),          // 6: starling.wire.v1.Bundle
-	(*Handshake)(nil),       // 7: starling.wire.v1.Handshake
-	(*Introduction)(nil),    // 8: starling.wire.v1.Introduction
-	(*Profile)(nil),         // 9: starling.wire.v1.Profile
-	(*Endpoint)(nil),        // 10: starling.wire.v1.Endpoint
-	(*Envelope)(nil),        // 11: starling.wire.v1.Envelope
-	(*SealingKey)(nil),      // 12: starling.wire.v1.SealingKey
-	(*Sealed)(nil),          // 13: starling.wire.v1.Sealed
-	(*Content)(nil),         // 14: starling.wire.v1.Content
-	(*Text)(nil),            // 15: starling.wire.v1.Text
-	(*Receipt)(nil),         // 16: starling.wire.v1.Receipt
-	(*News)(nil),            // 17: starling.wire.v1.News
-	(*Accept)(nil),          // 18: starling.wire.v1.Accept
-	(*Delivery)(nil),        // 19: starling.wire.v1.Delivery
-	(*DeliveryAnswer)(nil),  // 20: starling.wire.v1.DeliveryAnswer
-	(*Outcome)(nil),         // 21: starling.wire.v1.Outcome
-	(*DecryptionError)(nil), // 22: starling.wire.v1.DecryptionError
-	(*PreKeyChallenge)(nil), // 23: starling.wire.v1.PreKeyChallenge
-	(*PreKeyRequest)(nil),   // 24: starling.wire.v1.PreKeyRequest
-	(*PreKeyAnswer)(nil),    // 25: starling.wire.v1.PreKeyAnswer
-	(*RecordBody)(nil),      // 26: starling.wire.v1.RecordBody
-	(*RecordRequest)(nil),   // 27: starling.wire.v1.RecordRequest
-	(*RecordAnswer)(nil),    // 28: starling.wire.v1.RecordAnswer
+	(Role)(0),                // 0: starling.wire.v1.Role
+	(Status)(0),              // 1: starling.wire.v1.Status
+	(Reason)(0),              // 2: starling.wire.v1.Reason
+	(RelayStatus)(0),         // 3: starling.wire.v1.RelayStatus
+	(QueueKind)(0),           // 4: starling.wire.v1.QueueKind
+	(*Signed)(nil),           // 5: starling.wire.v1.Signed
+	(*Manifest)(nil),         // 6: starling.wire.v1.Manifest
+	(*Device)(nil),           // 7: starling.wire.v1.Device
+	(*Bundle)(nil),           // 8: starling.wire.v1.Bundle
+	(*Handshake)(nil),        // 9: starling.wire.v1.Handshake
+	(*Introduction)(nil),     // 10: starling.wire.v1.Introduction
+	(*Profile)(nil),          // 11: starling.wire.v1.Profile
+	(*Endpoint)(nil),         // 12: starling.wire.v1.Endpoint
+	(*Envelope)(nil),         // 13: starling.wire.v1.Envelope
+	(*SealingKey)(nil),       // 14: starling.wire.v1.SealingKey
+	(*Sealed)(nil),           // 15: starling.wire.v1.Sealed
+	(*Content)(nil),          // 16: starling.wire.v1.Content
+	(*Text)(nil),             // 17: starling.wire.v1.Text
+	(*Receipt)(nil),          // 18: starling.wire.v1.Receipt
+	(*News)(nil),             // 19: starling.wire.v1.News
+	(*Accept)(nil),           // 20: starling.wire.v1.Accept
+	(*Delivery)(nil),         // 21: starling.wire.v1.Delivery
+	(*DeliveryAnswer)(nil),   // 22: starling.wire.v1.DeliveryAnswer
+	(*Outcome)(nil),          // 23: starling.wire.v1.Outcome
+	(*DecryptionError)(nil),  // 24: starling.wire.v1.DecryptionError
+	(*PreKeyChallenge)(nil),  // 25: starling.wire.v1.PreKeyChallenge
+	(*PreKeyRequest)(nil),    // 26: starling.wire.v1.PreKeyRequest
+	(*PreKeyAnswer)(nil),     // 27: starling.wire.v1.PreKeyAnswer
+	(*RecordBody)(nil),       // 28: starling.wire.v1.RecordBody
+	(*RecordRequest)(nil),    // 29: starling.wire.v1.RecordRequest
+	(*RecordAnswer)(nil),     // 30: starling.wire.v1.RecordAnswer
+	(*RelayRequest)(nil),     // 31: starling.wire.v1.RelayRequest
+	(*RelayAnswer)(nil),      // 32: starling.wire.v1.RelayAnswer
+	(*RelayInfoRequest)(nil), // 33: starling.wire.v1.RelayInfoRequest
+	(*RelayInfo)(nil),        // 34: starling.wire.v1.RelayInfo
+	(*RelayQuota)(nil),       // 35: starling.wire.v1.RelayQuota
+	(*RelayClaim)(nil),       // 36: starling.wire.v1.RelayClaim
+	(*RelayClaimBody)(nil),   // 37: starling.wire.v1.RelayClaimBody
+	(*RelayCreate)(nil),      // 38: starling.wire.v1.RelayCreate
+	(*RelayAttach)(nil),      // 39: starling.wire.v1.RelayAttach
+	(*RelayQueues)(nil),      // 40: starling.wire.v1.RelayQueues
+	(*RelayQueue)(nil),       // 41: starling.wire.v1.RelayQueue
+	(*RelayRenew)(nil),       // 42: starling.wire.v1.RelayRenew
+	(*RelaySetAccess)(nil),   // 43: starling.wire.v1.RelaySetAccess
+	(*RelayDrop)(nil),        // 44: starling.wire.v1.RelayDrop
+	(*RelayDeposit)(nil),     // 45: starling.wire.v1.RelayDeposit
+	(*RelayReceipt)(nil),     // 46: starling.wire.v1.RelayReceipt
+	(*RelayPoll)(nil),        // 47: starling.wire.v1.RelayPoll
+	(*RelayCursor)(nil),      // 48: starling.wire.v1.RelayCursor
+	(*RelayEntries)(nil),     // 49: starling.wire.v1.RelayEntries
+	(*RelayEntry)(nil),       // 50: starling.wire.v1.RelayEntry
+	(*RelayDelete)(nil),      // 51: starling.wire.v1.RelayDelete
+	(*RelayDeletion)(nil),    // 52: starling.wire.v1.RelayDeletion
+	(*RelayPutKeys)(nil),     // 53: starling.wire.v1.RelayPutKeys
+	(*RelayTakeKey)(nil),     // 54: starling.wire.v1.RelayTakeKey
+	(*RelayKeyWork)(nil),     // 55: starling.wire.v1.RelayKeyWork
+	(*RelayKey)(nil),         // 56: starling.wire.v1.RelayKey
+	(*RelayCountKeys)(nil),   // 57: starling.wire.v1.RelayCountKeys
+	(*RelayCount)(nil),       // 58: starling.wire.v1.RelayCount
+	(*RelayPutRecords)(nil),  // 59: starling.wire.v1.RelayPutRecords
+	(*RelayPutBlob)(nil),     // 60: starling.wire.v1.RelayPutBlob
+	(*RelayGetBlob)(nil),     // 61: starling.wire.v1.RelayGetBlob
+	(*RelayChunk)(nil),       // 62: starling.wire.v1.RelayChunk
+	(*RelayDropBlob)(nil),    // 63: starling.wire.v1.RelayDropBlob
+	(*RelayDialBack)(nil),    // 64: starling.wire.v1.RelayDialBack
+	(*RelayDialed)(nil),      // 65: starling.wire.v1.RelayDialed
+	(*RelayDemand)(nil),      // 66: starling.wire.v1.RelayDemand
+	(*Mailbox)(nil),          // 67: starling.wire.v1.Mailbox
 }
 var file_wire_proto_depIdxs = []int32{
-	5,  // 0: starling.wire.v1.Manifest.devices:type_name -> starling.wire.v1.Device
+	7,  // 0: starling.wire.v1.Manifest.devices:type_name -> starling.wire.v1.Device
 	0,  // 1: starling.wire.v1.Bundle.role:type_name -> starling.wire.v1.Role
-	3,  // 2: starling.wire.v1.Introduction.manifest:type_name -> starling.wire.v1.Signed
-	9,  // 3: starling.wire.v1.Introduction.profile:type_name -> starling.wire.v1.Profile
-	10, // 4: starling.wire.v1.Profile.endpoints:type_name -> starling.wire.v1.Endpoint
-	7,  // 5: starling.wire.v1.Envelope.handshake:type_name -> starling.wire.v1.Handshake
-	15, // 6: starling.wire.v1.Content.text:type_name -> starling.wire.v1.Text
-	16, // 7: starling.wire.v1.Content.receipt:type_name -> starling.wire.v1.Receipt
-	17, // 8: starling.wire.v1.Content.news:type_name -> starling.wire.v1.News
-	18, // 9: starling.wire.v1.Content.accept:type_name -> starling.wire.v1.Accept
-	3,  // 10: starling.wire.v1.News.manifest:type_name -> starling.wire.v1.Signed
-	9,  // 11: starling.wire.v1.News.profile:type_name -> starling.wire.v1.Profile
-	17, // 12: starling.wire.v1.Accept.news:type_name -> starling.wire.v1.News
-	21, // 13: starling.wire.v1.DeliveryAnswer.outcomes:type_name -> starling.wire.v1.Outcome
+	5,  // 2: starling.wire.v1.Introduction.manifest:type_name -> starling.wire.v1.Signed
+	11, // 3: starling.wire.v1.Introduction.profile:type_name -> starling.wire.v1.Profile
+	12, // 4: starling.wire.v1.Profile.endpoints:type_name -> starling.wire.v1.Endpoint
+	9,  // 5: starling.wire.v1.Envelope.handshake:type_name -> starling.wire.v1.Handshake
+	17, // 6: starling.wire.v1.Content.text:type_name -> starling.wire.v1.Text
+	18, // 7: starling.wire.v1.Content.receipt:type_name -> starling.wire.v1.Receipt
+	19, // 8: starling.wire.v1.Content.news:type_name -> starling.wire.v1.News
+	20, // 9: starling.wire.v1.Content.accept:type_name -> starling.wire.v1.Accept
+	5,  // 10: starling.wire.v1.News.manifest:type_name -> starling.wire.v1.Signed
+	11, // 11: starling.wire.v1.News.profile:type_name -> starling.wire.v1.Profile
+	19, // 12: starling.wire.v1.Accept.news:type_name -> starling.wire.v1.News
+	23, // 13: starling.wire.v1.DeliveryAnswer.outcomes:type_name -> starling.wire.v1.Outcome
 	1,  // 14: starling.wire.v1.Outcome.status:type_name -> starling.wire.v1.Status
-	22, // 15: starling.wire.v1.Outcome.error:type_name -> starling.wire.v1.DecryptionError
+	24, // 15: starling.wire.v1.Outcome.error:type_name -> starling.wire.v1.DecryptionError
 	2,  // 16: starling.wire.v1.DecryptionError.reason:type_name -> starling.wire.v1.Reason
-	3,  // 17: starling.wire.v1.PreKeyAnswer.manifest:type_name -> starling.wire.v1.Signed
-	3,  // 18: starling.wire.v1.PreKeyAnswer.day:type_name -> starling.wire.v1.Signed
-	3,  // 19: starling.wire.v1.PreKeyAnswer.one_time:type_name -> starling.wire.v1.Signed
-	10, // 20: starling.wire.v1.PreKeyAnswer.endpoints:type_name -> starling.wire.v1.Endpoint
-	3,  // 21: starling.wire.v1.RecordBody.manifest:type_name -> starling.wire.v1.Signed
-	3,  // 22: starling.wire.v1.RecordBody.bundles:type_name -> starling.wire.v1.Signed
-	10, // 23: starling.wire.v1.RecordBody.endpoints:type_name -> starling.wire.v1.Endpoint
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	5,  // 17: starling.wire.v1.PreKeyAnswer.manifest:type_name -> starling.wire.v1.Signed
+	5,  // 18: starling.wire.v1.PreKeyAnswer.day:type_name -> starling.wire.v1.Signed
+	5,  // 19: starling.wire.v1.PreKeyAnswer.one_time:type_name -> starling.wire.v1.Signed
+	12, // 20: starling.wire.v1.PreKeyAnswer.endpoints:type_name -> starling.wire.v1.Endpoint
+	5,  // 21: starling.wire.v1.RecordBody.manifest:type_name -> starling.wire.v1.Signed
+	5,  // 22: starling.wire.v1.RecordBody.bundles:type_name -> starling.wire.v1.Signed
+	12, // 23: starling.wire.v1.RecordBody.endpoints:type_name -> starling.wire.v1.Endpoint
+	33, // 24: starling.wire.v1.RelayRequest.info:type_name -> starling.wire.v1.RelayInfoRequest
+	36, // 25: starling.wire.v1.RelayRequest.claim:type_name -> starling.wire.v1.RelayClaim
+	42, // 26: starling.wire.v1.RelayRequest.renew:type_name -> starling.wire.v1.RelayRenew
+	43, // 27: starling.wire.v1.RelayRequest.set_access:type_name -> starling.wire.v1.RelaySetAccess
+	44, // 28: starling.wire.v1.RelayRequest.drop:type_name -> starling.wire.v1.RelayDrop
+	45, // 29: starling.wire.v1.RelayRequest.deposit:type_name -> starling.wire.v1.RelayDeposit
+	47, // 30: starling.wire.v1.RelayRequest.poll:type_name -> starling.wire.v1.RelayPoll
+	51, // 31: starling.wire.v1.RelayRequest.delete:type_name -> starling.wire.v1.RelayDelete
+	53, // 32: starling.wire.v1.RelayRequest.put_keys:type_name -> starling.wire.v1.RelayPutKeys
+	54, // 33: starling.wire.v1.RelayRequest.take_key:type_name -> starling.wire.v1.RelayTakeKey
+	57, // 34: starling.wire.v1.RelayRequest.count_keys:type_name -> starling.wire.v1.RelayCountKeys
+	59, // 35: starling.wire.v1.RelayRequest.put_records:type_name -> starling.wire.v1.RelayPutRecords
+	60, // 36: starling.wire.v1.RelayRequest.put_blob:type_name -> starling.wire.v1.RelayPutBlob
+	61, // 37: starling.wire.v1.RelayRequest.get_blob:type_name -> starling.wire.v1.RelayGetBlob
+	63, // 38: starling.wire.v1.RelayRequest.drop_blob:type_name -> starling.wire.v1.RelayDropBlob
+	64, // 39: starling.wire.v1.RelayRequest.dial_back:type_name -> starling.wire.v1.RelayDialBack
+	3,  // 40: starling.wire.v1.RelayAnswer.status:type_name -> starling.wire.v1.RelayStatus
+	34, // 41: starling.wire.v1.RelayAnswer.info:type_name -> starling.wire.v1.RelayInfo
+	40, // 42: starling.wire.v1.RelayAnswer.queues:type_name -> starling.wire.v1.RelayQueues
+	46, // 43: starling.wire.v1.RelayAnswer.receipt:type_name -> starling.wire.v1.RelayReceipt
+	49, // 44: starling.wire.v1.RelayAnswer.entries:type_name -> starling.wire.v1.RelayEntries
+	56, // 45: starling.wire.v1.RelayAnswer.key:type_name -> starling.wire.v1.RelayKey
+	58, // 46: starling.wire.v1.RelayAnswer.count:type_name -> starling.wire.v1.RelayCount
+	62, // 47: starling.wire.v1.RelayAnswer.chunk:type_name -> starling.wire.v1.RelayChunk
+	65, // 48: starling.wire.v1.RelayAnswer.dialed:type_name -> starling.wire.v1.RelayDialed
+	66, // 49: starling.wire.v1.RelayAnswer.demand:type_name -> starling.wire.v1.RelayDemand
+	4,  // 50: starling.wire.v1.RelayInfo.kinds:type_name -> starling.wire.v1.QueueKind
+	35, // 51: starling.wire.v1.RelayInfo.quotas:type_name -> starling.wire.v1.RelayQuota
+	4,  // 52: starling.wire.v1.RelayQuota.kind:type_name -> starling.wire.v1.QueueKind
+	38, // 53: starling.wire.v1.RelayClaimBody.create:type_name -> starling.wire.v1.RelayCreate
+	39, // 54: starling.wire.v1.RelayClaimBody.attach:type_name -> starling.wire.v1.RelayAttach
+	4,  // 55: starling.wire.v1.RelayCreate.kind:type_name -> starling.wire.v1.QueueKind
+	41, // 56: starling.wire.v1.RelayQueues.queues:type_name -> starling.wire.v1.RelayQueue
+	48, // 57: starling.wire.v1.RelayPoll.cursors:type_name -> starling.wire.v1.RelayCursor
+	50, // 58: starling.wire.v1.RelayEntries.entries:type_name -> starling.wire.v1.RelayEntry
+	52, // 59: starling.wire.v1.RelayDelete.deletions:type_name -> starling.wire.v1.RelayDeletion
+	55, // 60: starling.wire.v1.RelayTakeKey.work:type_name -> starling.wire.v1.RelayKeyWork
+	12, // 61: starling.wire.v1.Mailbox.relay:type_name -> starling.wire.v1.Endpoint
+	62, // [62:62] is the sub-list for method output_type
+	62, // [62:62] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -2108,13 +5177,55 @@ func file_wire_proto_init() {
 		(*Content_News)(nil),
 		(*Content_Accept)(nil),
 	}
+	file_wire_proto_msgTypes[26].OneofWrappers = []any{
+		(*RelayRequest_Info)(nil),
+		(*RelayRequest_Claim)(nil),
+		(*RelayRequest_Renew)(nil),
+		(*RelayRequest_SetAccess)(nil),
+		(*RelayRequest_Drop)(nil),
+		(*RelayRequest_Deposit)(nil),
+		(*RelayRequest_Poll)(nil),
+		(*RelayRequest_Delete)(nil),
+		(*RelayRequest_PutKeys)(nil),
+		(*RelayRequest_TakeKey)(nil),
+		(*RelayRequest_CountKeys)(nil),
+		(*RelayRequest_PutRecords)(nil),
+		(*RelayRequest_PutBlob)(nil),
+		(*RelayRequest_GetBlob)(nil),
+		(*RelayRequest_DropBlob)(nil),
+		(*RelayRequest_DialBack)(nil),
+	}
+	file_wire_proto_msgTypes[27].OneofWrappers = []any{
+		(*RelayAnswer_Info)(nil),
+		(*RelayAnswer_Queues)(nil),
+		(*RelayAnswer_Receipt)(nil),
+		(*RelayAnswer_Entries)(nil),
+		(*RelayAnswer_Key)(nil),
+		(*RelayAnswer_Count)(nil),
+		(*RelayAnswer_Chunk)(nil),
+		(*RelayAnswer_Dialed)(nil),
+		(*RelayAnswer_Demand)(nil),
+	}
+	file_wire_proto_msgTypes[32].OneofWrappers = []any{
+		(*RelayClaimBody_Create)(nil),
+		(*RelayClaimBody_Attach)(nil),
+	}
+	file_wire_proto_msgTypes[40].OneofWrappers = []any{
+		(*RelayDeposit_Capability)(nil),
+		(*RelayDeposit_Token)(nil),
+		(*RelayDeposit_Work)(nil),
+	}
+	file_wire_proto_msgTypes[49].OneofWrappers = []any{
+		(*RelayTakeKey_Token)(nil),
+		(*RelayTakeKey_Work)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   26,
+			NumEnums:      5,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -188,6 +188,14 @@ func types() []proto.Message {
 		&wire.DeliveryAnswer{}, &wire.Outcome{}, &wire.DecryptionError{}, &wire.PreKeyChallenge{},
 		&wire.PreKeyRequest{}, &wire.PreKeyAnswer{}, &wire.RecordBody{}, &wire.RecordRequest{},
 		&wire.RecordAnswer{}, &wire.SealingKey{}, &wire.Sealed{},
+		&wire.RelayRequest{}, &wire.RelayAnswer{}, &wire.RelayInfoRequest{}, &wire.RelayInfo{}, &wire.RelayQuota{},
+		&wire.RelayClaim{}, &wire.RelayClaimBody{}, &wire.RelayCreate{}, &wire.RelayAttach{}, &wire.RelayQueues{},
+		&wire.RelayQueue{}, &wire.RelayRenew{}, &wire.RelaySetAccess{}, &wire.RelayDrop{}, &wire.RelayDeposit{},
+		&wire.RelayReceipt{}, &wire.RelayPoll{}, &wire.RelayCursor{}, &wire.RelayEntries{}, &wire.RelayEntry{},
+		&wire.RelayDelete{}, &wire.RelayDeletion{}, &wire.RelayPutKeys{}, &wire.RelayTakeKey{}, &wire.RelayKeyWork{},
+		&wire.RelayKey{}, &wire.RelayCountKeys{}, &wire.RelayCount{}, &wire.RelayPutRecords{}, &wire.RelayPutBlob{},
+		&wire.RelayGetBlob{}, &wire.RelayChunk{}, &wire.RelayDropBlob{}, &wire.RelayDialBack{}, &wire.RelayDialed{},
+		&wire.RelayDemand{}, &wire.Mailbox{},
 	}
 }
 
