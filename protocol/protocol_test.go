@@ -87,6 +87,13 @@ func TestLifetimesFitTogether(t *testing.T) {
 		{"a late sealing key is one that its owner may still have", protocol.SealingLate < protocol.SealingKeyLife},
 		{"records made ahead never carry a sealing key that is not made yet", protocol.DaysAhead <= 7*protocol.WeeksAhead},
 		{"a sealed envelope is remembered for as long as a key that has a successor opens it", protocol.SealingSkew+7*day+protocol.SealingKeyLife < protocol.DedupeLife},
+		{"a log outlives what is left in it on its day, by a clock a day off", 2*day+protocol.MessageLife <= protocol.LogLife},
+		{"a first message in a contact box expires before the day key that opens it", 2*day+protocol.BoxLife < protocol.DayKeyLife},
+		{"a reader who was away for as long as a message lives still has its queues", 2*protocol.MessageLife < protocol.QueueLife},
+		{"a pool's reserve is part of it", protocol.PoolReserve < protocol.PoolKeys},
+		{"the longest deposit fits a request, and a chunk of a blob does", protocol.MaxDeposit < protocol.MaxRelayRequest && protocol.BlobChunk < protocol.MaxRelayRequest},
+		{"the records of all days made ahead, and yesterday's, fit a relay", 2*(protocol.DaysAhead+2) <= protocol.MaxRecordsAhead},
+		{"a signed bundle fits a pool's blob", protocol.MaxBundle+1 <= protocol.KeyBlob-12-16},
 		{"a full batch need not fit a frame, but the largest envelope does", protocol.MaxEnvelope < protocol.MaxFrame},
 	} {
 		if !c.ok {

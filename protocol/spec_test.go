@@ -43,3 +43,31 @@ func TestDocumentsNameTestsThatExist(t *testing.T) {
 		t.Errorf("found %d tests only: does the search still work?", len(tests))
 	}
 }
+
+// SPEC.md lists every label with its use, and names every limit and lifetime.
+func TestSpecListsWhatIsDeclared(t *testing.T) {
+	code, err := os.ReadFile("protocol.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile("SPEC.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := string(b)
+	label := regexp.MustCompile(`(?m)^\tLabel\w+ +Label = "(.+)" +// (.+)$`).FindAllStringSubmatch(string(code), -1)
+	for _, m := range label {
+		if !strings.Contains(spec, "| `"+m[1]+"` | "+m[2]+" |\n") {
+			t.Errorf("SPEC §2.1 lacks %s: %s", m[1], m[2])
+		}
+	}
+	limit := regexp.MustCompile(`(?m)^\t([A-Z]\w+) += +[0-9(]`).FindAllStringSubmatch(string(code), -1)
+	for _, m := range limit {
+		if !strings.Contains(spec, "`"+m[1]+"`") {
+			t.Errorf("SPEC.md does not name %s", m[1])
+		}
+	}
+	if len(label) < 30 || len(limit) < 30 {
+		t.Errorf("found %d labels and %d limits only: does the search still work?", len(label), len(limit))
+	}
+}

@@ -118,20 +118,23 @@ func TestLargestRequestsFit(t *testing.T) {
 		readers = append(readers, NewReaderKey(secret))
 	}
 	var ids []uint64
+	var scattered []*wire.RelayDeletion
 	for i := range protocol.MaxDelete {
 		ids = append(ids, maxID-uint64(i))
+		scattered = append(scattered, &wire.RelayDeletion{Queue: b32(byte(i)), Ids: ids[i : i+1]})
 	}
 	tokens := &wire.RelaySetAccess{Queue: b32(1), Tokens: slices.Repeat([][]byte{b32(1)}, protocol.MaxTokens)}
 	poll := testPoll()
 	poll.Limit, poll.Cursors = protocol.MaxPoll, slices.Repeat(poll.Cursors, protocol.MaxCursors)
 	for what, r := range map[string]*wire.RelayRequest{
-		"deposit":     {Command: &wire.RelayRequest_Deposit{Deposit: deposit}},
-		"put keys":    {Command: &wire.RelayRequest_PutKeys{PutKeys: keys}},
-		"put records": {Command: &wire.RelayRequest_PutRecords{PutRecords: records}},
-		"attach":      {Command: &wire.RelayRequest_Claim{Claim: NewAttach(readers, transport(1), transport(2))}},
-		"delete":      {Command: &wire.RelayRequest_Delete{Delete: &wire.RelayDelete{Deletions: []*wire.RelayDeletion{{Queue: b32(1), Ids: ids}}}}},
-		"set tokens":  {Command: &wire.RelayRequest_SetAccess{SetAccess: tokens}},
-		"poll":        {Command: &wire.RelayRequest_Poll{Poll: poll}},
+		"deposit":                          {Command: &wire.RelayRequest_Deposit{Deposit: deposit}},
+		"put keys":                         {Command: &wire.RelayRequest_PutKeys{PutKeys: keys}},
+		"put records":                      {Command: &wire.RelayRequest_PutRecords{PutRecords: records}},
+		"attach":                           {Command: &wire.RelayRequest_Claim{Claim: NewAttach(readers, transport(1), transport(2))}},
+		"delete":                           {Command: &wire.RelayRequest_Delete{Delete: &wire.RelayDelete{Deletions: []*wire.RelayDeletion{{Queue: b32(1), Ids: ids}}}}},
+		"delete of an entry in each queue": {Command: &wire.RelayRequest_Delete{Delete: &wire.RelayDelete{Deletions: scattered}}},
+		"set tokens":                       {Command: &wire.RelayRequest_SetAccess{SetAccess: tokens}},
+		"poll":                             {Command: &wire.RelayRequest_Poll{Poll: poll}},
 	} {
 		got, err := ParseRequest(wire.Marshal(r))
 		if err != nil {
@@ -144,9 +147,16 @@ func TestLargestRequestsFit(t *testing.T) {
 			}
 		}
 	}
-	// An answer with the longest deposits fills a frame and no more.
-	if n := (protocol.MaxFrame - 1<<10) / (protocol.MaxDeposit + 64); n < 15 {
-		t.Errorf("a poll's answer holds %d of the longest deposits, want 15", n)
+	// So do the largest answers to a poll: by number, and by bytes.
+	for what, size := range map[string][2]int{"as many as allowed": {protocol.MaxPoll, 2160}, "the longest": {15, protocol.MaxDeposit}} {
+		var es []*wire.RelayEntry
+		for i := range size[0] {
+			es = append(es, &wire.RelayEntry{Queue: b32(1), Id: maxID - uint64(size[0]-i), Blob: make([]byte, size[1])})
+		}
+		a := &wire.RelayAnswer{Status: wire.RelayStatus_RELAY_STATUS_OK, Result: &wire.RelayAnswer_Entries{Entries: &wire.RelayEntries{Entries: es, More: true}}}
+		if _, err := ParseAnswer(wire.Marshal(a), &wire.RelayRequest{Command: &wire.RelayRequest_Poll{Poll: poll}}); err != nil {
+			t.Errorf("an answer with %s: %v", what, err)
+		}
 	}
 }
 

@@ -74,8 +74,9 @@ type Group struct {
 }
 
 // SignGroup signs leaves, 1 to [protocol.MaxGroup], as stored at the time at.
-// Call it when all of them are on the disk, never before. The error is key's.
-// SignGroup keeps leaves.
+// Call it when all of them are on the disk, never before. The error is key's,
+// or says that it is not an Ed25519 key; answer BUSY then: the deposits are
+// there, and are repeated.
 func SignGroup(leaves []Leaf, at time.Time, key Signer) (*Group, error) {
 	if len(leaves) == 0 || len(leaves) > protocol.MaxGroup {
 		panic(fmt.Sprintf("relay: internal error: a group of %d deposits, the store commits 1 to %d together", len(leaves), protocol.MaxGroup))
