@@ -301,3 +301,27 @@ func FuzzParseLink(f *testing.F) {
 		}
 	})
 }
+
+// A hint of one's own leaves out the key that its place has already.
+func TestOwnHintIsReadAsWritten(t *testing.T) {
+	tcp := ipHint(2, "192.0.2.1")
+	tcp.Network = TCP
+	for _, want := range []Hint{ipHint(2, "192.0.2.1"), tcp, ipHint(2, "2001:db8::1"), {Transport: testTransport(2), Name: "relay.example.org", Port: 443}} {
+		b := append(want.AppendOwn(nil), "rest"...)
+		got, rest, err := ParseOwn(b, want.Transport)
+		if err != nil || got != want || string(rest) != "rest" {
+			t.Errorf("ParseOwn = %v, %q, %v; want %v", got, rest, err, want)
+		}
+		for n := range len(b) - len("rest") {
+			if _, _, err := ParseOwn(b[:n], want.Transport); err == nil {
+				t.Errorf("%v cut to %d bytes is accepted", want, n)
+			}
+		}
+	}
+	if _, _, err := ParseOwn(ipHint(2, "192.0.2.1").append(nil, false), testTransport(2)); err == nil {
+		t.Error("a hint with a key of its own is accepted")
+	}
+	if _, _, err := ParseOwn([]byte{0x4f | kindSame}, testTransport(2)); !errors.Is(err, ErrLinkVersion) {
+		t.Errorf("an unknown kind: %v, want ErrLinkVersion", err)
+	}
+}
