@@ -207,9 +207,8 @@ func (r Receipt) Verify(relay identity.Transport, leaf Leaf) error {
 // verifies one signature. It is not safe for concurrent use.
 type Verifier struct {
 	relay     identity.Transport
-	known     bool
 	root      [sha256.Size]byte
-	count     uint32
+	count     uint32 // 0: none verified yet
 	at        int64
 	signature [identity.SignatureSize]byte
 }
@@ -225,12 +224,12 @@ func (v *Verifier) Verify(leaf Leaf, r Receipt) error {
 	}
 	// The signature is compared too: a receipt is kept as evidence, and one
 	// with another signature would be none.
-	if v.known && root == v.root && r.Count == v.count && r.Time == v.at && r.Signature == v.signature {
+	if root == v.root && r.Count == v.count && r.Time == v.at && r.Signature == v.signature {
 		return nil
 	}
 	if v.relay.Verify(protocol.LabelReceipt, statement(root, r.Count, r.Time), r.Signature[:]) != nil {
 		return ErrReceipt
 	}
-	v.known, v.root, v.count, v.at, v.signature = true, root, r.Count, r.Time, r.Signature
+	v.root, v.count, v.at, v.signature = root, r.Count, r.Time, r.Signature
 	return nil
 }

@@ -128,6 +128,10 @@ func TestReceiptProvesNothingElse(t *testing.T) {
 		{"a longer path", k.transport(), ls[2], func(r *Receipt) { r.Path = append(r.Path, hashOf("x")) }},
 		{"a changed signature", k.transport(), ls[2], func(r *Receipt) { r.Signature[0] ^= 1 }},
 		{"the signature of another group", k.transport(), ls[2], func(r *Receipt) { r.Signature = alone.Signature }},
+		{"a place beyond the end of a group of one", k.transport(), ls[0], func(r *Receipt) {
+			*r = alone
+			r.Index, r.Path = 1, [][sha256.Size]byte{hashOf("x")}
+		}},
 		{"an inner node as a deposit", k.transport(), inner, func(r *Receipt) { r.Index, r.Count, r.Path = 0, 3, r.Path[1:] }},
 		{"an inner node as a deposit, count kept", k.transport(), inner, func(r *Receipt) { r.Index, r.Path = 0, r.Path[1:] }},
 	} {
