@@ -151,9 +151,14 @@ var house = []folder{
 	},
 	{
 		"node/relay", false,
-		[]string{"node/store", "node/stream", "protocol/..."},
+		[]string{"node/relay/spool", "node/store", "node/stream", "protocol/..."},
 		nil,
 		"a relay is a shelf: it knows no session, no contact and no group",
+	},
+	{
+		"node/relay/spool", false,
+		nil, nil,
+		"it keeps bytes on a disk, and does not know whose, what they mean or what was promised for them",
 	},
 	{
 		"node/gossip", false,
