@@ -210,6 +210,9 @@ func (m *model) check(t *testing.T, s *Spool) {
 func (m *model) reopen(t *testing.T, cfg Config, d *Disk, rng *rand.Rand) *Spool {
 	t.Helper()
 	for {
+		if size := d.Size(); size > cfg.Quota {
+			t.Errorf("%d bytes on disk after a crash, quota %d", size, cfg.Quota)
+		}
 		if rng.IntN(3) == 0 {
 			d.CrashAt(1+rng.IntN(12), nil)
 		}
@@ -257,6 +260,64 @@ func TestCrashAtEveryWrite(t *testing.T) {
 		}
 	}
 	t.Logf("%d crashes", boundaries)
+}
+
+// TestCrashWhileEntriesMove loses power at each write boundary of a call for which
+// the entries of another size make room, and again when they are deleted.
+func TestCrashWhileEntriesMove(t *testing.T) {
+	disks := uint64(15)
+	if *long {
+		disks = 1000
+	}
+	for seed := range disks {
+		for at, crashed := 1, true; crashed; at++ {
+			rng := rand.New(rand.NewPCG(seed, 3))
+			d, m := NewDisk(seed<<32+uint64(at)), newModel()
+			cfg := Config{Sizes: []int{100, 700}, Quota: 22_000}
+			s, err := OpenMemory(cfg, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			put := func(e Entry) error {
+				m.tried[string(e.Blob)] = e
+				stored, err := s.Put(t.Context(), []Entry{e})
+				if err == nil {
+					m.there[stored[0].ID] = e
+				}
+				return err
+			}
+			for err == nil { // until it is full
+				m.tags++
+				err = put(entry(queue(1), 100, m.tags))
+			}
+			for i, id := range slices.Sorted(maps.Keys(m.there)) {
+				if i%3 == 0 {
+					mustDelete(t, s, queue(1), id)
+					m.deleted(id)
+				}
+			}
+			d.CrashAt(at, nil)
+			err = put(entry(queue(2), 700, 1<<32))
+			if crashed = err != nil; crashed && !errors.Is(err, ErrClosed) {
+				t.Fatalf("Put that needs room: %v", err)
+			}
+			s.Close()
+			d.Crash()
+			s = m.reopen(t, cfg, d, rng)
+			for id, e := range maps.Clone(m.there) {
+				if rng.IntN(2) == 0 {
+					mustDelete(t, s, e.Queue, id)
+					m.deleted(id)
+				}
+			}
+			s.Close()
+			d.Crash()
+			m.reopen(t, cfg, d, rng).Close()
+			if t.Failed() {
+				t.Fatalf("disk %d, crash at boundary %d", seed, at)
+			}
+		}
+	}
 }
 
 // TestManyLives goes on with one disk through many crashes, clean ends and

@@ -873,6 +873,47 @@ func TestFlippedBitLosesOneEntry(t *testing.T) {
 	}
 }
 
+// An entry that was reported lost stays lost, even if the disk reads it again.
+func TestLostEntryDoesNotComeBack(t *testing.T) {
+	d := NewDisk(1)
+	s := mustOpen(t, Config{}, d)
+	ids := fill1(t, s, 3)
+	flip := func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.files["slots-100"].data[firstSlot+164+90] ^= 1
+	}
+	flip()
+	if _, err := s.Read(queue(1), ids[1], nil); !errors.Is(err, ErrDamaged) {
+		t.Errorf("Read of a damaged entry: %v, want ErrDamaged", err)
+	}
+	flip()
+	for range 2 {
+		wantList(t, s, queue(1), ids[0], ids[2])
+		mustDelete(t, s, queue(9), 1) // any change
+		mustClose(t, s)
+		s = mustOpen(t, Config{}, d)
+	}
+	if u := s.Usage(); u.Damaged != 0 || u.Sizes[0].Entries != 2 {
+		t.Errorf("Usage: %+v, want two entries and no damage", u)
+	}
+}
+
+// A disk that writes to the wrong place is found out.
+func TestSlotInTheWrongPlaceIsDamaged(t *testing.T) {
+	d := NewDisk(1)
+	s := mustOpen(t, Config{}, d)
+	ids := fill1(t, s, 3)
+	mustClose(t, s)
+	data := d.files["slots-100"].data[firstSlot:]
+	copy(data[164:2*164], data[:164])
+	s = mustOpen(t, Config{}, d)
+	wantList(t, s, queue(1), ids[0], ids[2])
+	if u := s.Usage(); u.Damaged != 1 {
+		t.Errorf("Usage: %+v, want one damaged", u)
+	}
+}
+
 // What a program writes that knows more is left alone.
 func TestNewerVersionIsRefused(t *testing.T) {
 	for name, change := range map[string]func(*memoryFile){

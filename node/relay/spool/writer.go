@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
 	"sync"
@@ -176,7 +177,7 @@ func (s *Spool) commit(g *group) {
 	}
 	if err != nil {
 		if !errors.Is(err, ErrClosed) {
-			err = errors.Join(ErrReopen, err)
+			err = fmt.Errorf("%w: %w", ErrReopen, err)
 		}
 		s.broken = err
 		g.fail(err)
