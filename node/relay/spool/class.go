@@ -111,8 +111,8 @@ func (c *class) clear(slot int) error {
 }
 
 // extend writes the slots that the file does not have yet. They are written
-// rather than left as a hole, since a sync after writing into what is there
-// already costs a half of one that has to give blocks to a file.
+// rather than left as a hole, since a sync takes less than half the time if the
+// file has its blocks already.
 func (c *class) extend() error {
 	for at, end := c.offset(c.onDisk), c.bytes(); at < end; {
 		n := min(end-at, ioBytes)

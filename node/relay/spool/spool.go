@@ -44,14 +44,16 @@ type Leaf [32]byte
 // An Entry is what is put. The blob is read until Put returns.
 type Entry struct {
 	Queue   Queue
-	Expires int64 // Unix seconds
+	Expires int64 // Unix seconds; it is there until [Spool.Expire] finds it over
 	Leaf    Leaf  // given to [Config.Attest]; not kept
 	Blob    []byte
 }
 
 // A Stored says what became of an entry that was put.
 type Stored struct {
-	ID      uint64 // above every earlier one, in all queues
+	// ID is above every earlier one, in all queues, and entries appear in order of
+	// their IDs: a reader who has seen this one has missed none below.
+	ID      uint64
 	Receipt []byte // of [Config.Attest]; nil without it
 }
 
@@ -77,8 +79,8 @@ type Config struct {
 	// Attest makes a promise over all entries of a group, when they are durable,
 	// and returns what hands out each one's part, by the place of its leaf. It is
 	// called once a group, on the goroutine of one of the callers of Put, while
-	// the writer goes on; the part is asked for on each caller's own goroutine,
-	// by several at once. Default: no receipts.
+	// the writer goes on, so for several groups at once; the part is asked for on
+	// each caller's own goroutine, by several at once. Default: no receipts.
 	Attest func(leaves []Leaf) func(i int) (receipt []byte)
 	// Now is the wall clock that IDs follow. Default time.Now.
 	Now func() time.Time
@@ -361,7 +363,7 @@ func (s *Spool) Put(ctx context.Context, entries []Entry) ([]Stored, error) {
 		}
 	}
 	if len(entries) == 0 {
-		return nil, ctx.Err()
+		return nil, nil
 	}
 	c := &call{puts: entries}
 	if err := s.do(ctx, c); err != nil {
@@ -406,7 +408,7 @@ func (s *Spool) Delete(ctx context.Context, q Queue, ids ...uint64) error {
 			return err
 		}
 	}
-	return ctx.Err()
+	return nil
 }
 
 // Drop deletes all that a queue has when Drop is called. Errors as Delete's;

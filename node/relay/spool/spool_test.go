@@ -458,8 +458,11 @@ func TestCloseFinishesWhatWaits(t *testing.T) {
 // A call larger than what is left of a group opens another one.
 func TestGroupIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		sizes := map[int]int{}
 		s, g := openGate(t, Config{Attest: func(leaves []Leaf) func(int) []byte {
+			mu.Lock()
+			defer mu.Unlock()
 			sizes[len(leaves)]++
 			return func(int) []byte { return nil }
 		}})
