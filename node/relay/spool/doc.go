@@ -29,7 +29,7 @@
 //
 // In memory an entry takes 24 bytes in its queue and a bit for its slot, with
 // the slack of growing slices about 30, and a queue that is not empty about 110
-// more (BenchmarkMemory): 50 MB for a full GiB of the smallest envelopes in
+// more (BenchmarkMemory): 40 MB for a full GiB of the smallest envelopes in
 // queues of two.
 //
 // What it does not do: know who may put, read or delete, limit queues, or hide
