@@ -24,7 +24,6 @@ const (
 	// another one: a few milliseconds of a disk.
 	maxGroupBytes = 4 << 20
 
-	// growBytes is by how much a file grows, if the quota lets it, so that few
 	// growBytes is by how much a file grows at once, if the quota leaves eight
 	// times as much, so that few groups pay for growing.
 	growBytes = 1 << 20
