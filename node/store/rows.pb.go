@@ -1667,6 +1667,423 @@ func (x *Blob) GetData() []byte {
 	return nil
 }
 
+// RelayState is what a relay knows of itself; one row. Times in the rows of a
+// relay are unix seconds.
+type RelayState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Store         []byte                 `protobuf:"bytes,1,opt,name=store,proto3" json:"store,omitempty"`        // store ID, 16 bytes
+	Blocks        []byte                 `protobuf:"bytes,2,opt,name=blocks,proto3" json:"blocks,omitempty"`      // key of the hashes of address blocks, 32 bytes
+	Draining      int64                  `protobuf:"varint,3,opt,name=draining,proto3" json:"draining,omitempty"` // when the relay stops, or 0
+	Month         uint32                 `protobuf:"varint,4,opt,name=month,proto3" json:"month,omitempty"`       // of the traffic: months since year 0
+	Traffic       uint64                 `protobuf:"varint,5,opt,name=traffic,proto3" json:"traffic,omitempty"`   // bytes of the month, counted ahead
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayState) Reset() {
+	*x = RelayState{}
+	mi := &file_rows_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayState) ProtoMessage() {}
+
+func (x *RelayState) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayState.ProtoReflect.Descriptor instead.
+func (*RelayState) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RelayState) GetStore() []byte {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *RelayState) GetBlocks() []byte {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+func (x *RelayState) GetDraining() int64 {
+	if x != nil {
+		return x.Draining
+	}
+	return 0
+}
+
+func (x *RelayState) GetMonth() uint32 {
+	if x != nil {
+		return x.Month
+	}
+	return 0
+}
+
+func (x *RelayState) GetTraffic() uint64 {
+	if x != nil {
+		return x.Traffic
+	}
+	return 0
+}
+
+// RelayQueue is a queue at this relay; the key is its ID.
+type RelayQueue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          int32                  `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"`            // wire.QueueKind
+	Capability    []byte                 `protobuf:"bytes,2,opt,name=capability,proto3" json:"capability,omitempty"` // hash, or empty: nobody deposits
+	Expires       int64                  `protobuf:"varint,3,opt,name=expires,proto3" json:"expires,omitempty"`
+	Closes        int64                  `protobuf:"varint,4,opt,name=closes,proto3" json:"closes,omitempty"`    // a log
+	Tokens        []*RelayToken          `protobuf:"bytes,5,rep,name=tokens,proto3" json:"tokens,omitempty"`     // of a contact box
+	Share         []byte                 `protobuf:"bytes,6,opt,name=share,proto3" json:"share,omitempty"`       // on whose account it is: hash of an admission token or an address block
+	Pool          []byte                 `protobuf:"bytes,7,opt,name=pool,proto3" json:"pool,omitempty"`         // ID, 32 bytes, or empty
+	Keys          uint32                 `protobuf:"varint,8,opt,name=keys,proto3" json:"keys,omitempty"`        // rows in the table of relay keys
+	Put           uint64                 `protobuf:"varint,9,opt,name=put,proto3" json:"put,omitempty"`          // one-time keys ever put, and so the order of the next
+	Records       uint32                 `protobuf:"varint,10,opt,name=records,proto3" json:"records,omitempty"` // rows in the table of relay records
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayQueue) Reset() {
+	*x = RelayQueue{}
+	mi := &file_rows_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayQueue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayQueue) ProtoMessage() {}
+
+func (x *RelayQueue) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayQueue.ProtoReflect.Descriptor instead.
+func (*RelayQueue) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RelayQueue) GetKind() int32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *RelayQueue) GetCapability() []byte {
+	if x != nil {
+		return x.Capability
+	}
+	return nil
+}
+
+func (x *RelayQueue) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *RelayQueue) GetCloses() int64 {
+	if x != nil {
+		return x.Closes
+	}
+	return 0
+}
+
+func (x *RelayQueue) GetTokens() []*RelayToken {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+func (x *RelayQueue) GetShare() []byte {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+func (x *RelayQueue) GetPool() []byte {
+	if x != nil {
+		return x.Pool
+	}
+	return nil
+}
+
+func (x *RelayQueue) GetKeys() uint32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *RelayQueue) GetPut() uint64 {
+	if x != nil {
+		return x.Put
+	}
+	return 0
+}
+
+func (x *RelayQueue) GetRecords() uint32 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+// RelayToken is a token hash that a contact box admits, and what it was used for.
+type RelayToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`
+	Deposits      uint32                 `protobuf:"varint,2,opt,name=deposits,proto3" json:"deposits,omitempty"`
+	Keys          uint32                 `protobuf:"varint,3,opt,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayToken) Reset() {
+	*x = RelayToken{}
+	mi := &file_rows_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayToken) ProtoMessage() {}
+
+func (x *RelayToken) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayToken.ProtoReflect.Descriptor instead.
+func (*RelayToken) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RelayToken) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *RelayToken) GetDeposits() uint32 {
+	if x != nil {
+		return x.Deposits
+	}
+	return 0
+}
+
+func (x *RelayToken) GetKeys() uint32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+// RelayOneTime is a sealed one-time key; the key is (queue, order).
+type RelayOneTime struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blob          []byte                 `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
+	Expires       int64                  `protobuf:"varint,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayOneTime) Reset() {
+	*x = RelayOneTime{}
+	mi := &file_rows_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayOneTime) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayOneTime) ProtoMessage() {}
+
+func (x *RelayOneTime) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayOneTime.ProtoReflect.Descriptor instead.
+func (*RelayOneTime) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RelayOneTime) GetBlob() []byte {
+	if x != nil {
+		return x.Blob
+	}
+	return nil
+}
+
+func (x *RelayOneTime) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+// RelayAhead is a DHT record of a coming day; the key is (queue, key of the
+// record).
+type RelayAhead struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Record        []byte                 `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	Day           uint32                 `protobuf:"varint,2,opt,name=day,proto3" json:"day,omitempty"` // days since 1970-01-01
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayAhead) Reset() {
+	*x = RelayAhead{}
+	mi := &file_rows_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayAhead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayAhead) ProtoMessage() {}
+
+func (x *RelayAhead) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayAhead.ProtoReflect.Descriptor instead.
+func (*RelayAhead) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RelayAhead) GetRecord() []byte {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *RelayAhead) GetDay() uint32 {
+	if x != nil {
+		return x.Day
+	}
+	return 0
+}
+
+// RelayAdmission is a token that lets its bearer make queues; the key is its
+// hash.
+type RelayAdmission struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // the operator's
+	Created       int64                  `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayAdmission) Reset() {
+	*x = RelayAdmission{}
+	mi := &file_rows_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayAdmission) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayAdmission) ProtoMessage() {}
+
+func (x *RelayAdmission) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayAdmission.ProtoReflect.Descriptor instead.
+func (*RelayAdmission) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RelayAdmission) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RelayAdmission) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
 var File_rows_proto protoreflect.FileDescriptor
 
 const file_rows_proto_rawDesc = "" +
@@ -1831,7 +2248,44 @@ const file_rows_proto_rawDesc = "" +
 	"\x05addrs\x18\x02 \x03(\fR\x05addrs\x12\x12\n" +
 	"\x04seen\x18\x03 \x01(\x03R\x04seen\"\x1a\n" +
 	"\x04Blob\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04dataB\x15Z\x13starling/node/storeb\x06proto3"
+	"\x04data\x18\x01 \x01(\fR\x04data\"\x86\x01\n" +
+	"\n" +
+	"RelayState\x12\x14\n" +
+	"\x05store\x18\x01 \x01(\fR\x05store\x12\x16\n" +
+	"\x06blocks\x18\x02 \x01(\fR\x06blocks\x12\x1a\n" +
+	"\bdraining\x18\x03 \x01(\x03R\bdraining\x12\x14\n" +
+	"\x05month\x18\x04 \x01(\rR\x05month\x12\x18\n" +
+	"\atraffic\x18\x05 \x01(\x04R\atraffic\"\x93\x02\n" +
+	"\n" +
+	"RelayQueue\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\x05R\x04kind\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x02 \x01(\fR\n" +
+	"capability\x12\x18\n" +
+	"\aexpires\x18\x03 \x01(\x03R\aexpires\x12\x16\n" +
+	"\x06closes\x18\x04 \x01(\x03R\x06closes\x125\n" +
+	"\x06tokens\x18\x05 \x03(\v2\x1d.starling.store.v1.RelayTokenR\x06tokens\x12\x14\n" +
+	"\x05share\x18\x06 \x01(\fR\x05share\x12\x12\n" +
+	"\x04pool\x18\a \x01(\fR\x04pool\x12\x12\n" +
+	"\x04keys\x18\b \x01(\rR\x04keys\x12\x10\n" +
+	"\x03put\x18\t \x01(\x04R\x03put\x12\x18\n" +
+	"\arecords\x18\n" +
+	" \x01(\rR\arecords\"P\n" +
+	"\n" +
+	"RelayToken\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x1a\n" +
+	"\bdeposits\x18\x02 \x01(\rR\bdeposits\x12\x12\n" +
+	"\x04keys\x18\x03 \x01(\rR\x04keys\"<\n" +
+	"\fRelayOneTime\x12\x12\n" +
+	"\x04blob\x18\x01 \x01(\fR\x04blob\x12\x18\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\"6\n" +
+	"\n" +
+	"RelayAhead\x12\x16\n" +
+	"\x06record\x18\x01 \x01(\fR\x06record\x12\x10\n" +
+	"\x03day\x18\x02 \x01(\rR\x03day\">\n" +
+	"\x0eRelayAdmission\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\acreated\x18\x02 \x01(\x03R\acreatedB\x15Z\x13starling/node/storeb\x06proto3"
 
 var (
 	file_rows_proto_rawDescOnce sync.Once
@@ -1846,7 +2300,7 @@ func file_rows_proto_rawDescGZIP() []byte {
 }
 
 var file_rows_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_rows_proto_goTypes = []any{
 	(Contact_State)(0),     // 0: starling.store.v1.Contact.State
 	(Entry_State)(0),       // 1: starling.store.v1.Entry.State
@@ -1867,18 +2321,25 @@ var file_rows_proto_goTypes = []any{
 	(*Event)(nil),          // 16: starling.store.v1.Event
 	(*Peer)(nil),           // 17: starling.store.v1.Peer
 	(*Blob)(nil),           // 18: starling.store.v1.Blob
+	(*RelayState)(nil),     // 19: starling.store.v1.RelayState
+	(*RelayQueue)(nil),     // 20: starling.store.v1.RelayQueue
+	(*RelayToken)(nil),     // 21: starling.store.v1.RelayToken
+	(*RelayOneTime)(nil),   // 22: starling.store.v1.RelayOneTime
+	(*RelayAhead)(nil),     // 23: starling.store.v1.RelayAhead
+	(*RelayAdmission)(nil), // 24: starling.store.v1.RelayAdmission
 }
 var file_rows_proto_depIdxs = []int32{
-	0, // 0: starling.store.v1.Contact.state:type_name -> starling.store.v1.Contact.State
-	8, // 1: starling.store.v1.Contact.endpoints:type_name -> starling.store.v1.Endpoint
-	0, // 2: starling.store.v1.Contact.before:type_name -> starling.store.v1.Contact.State
-	8, // 3: starling.store.v1.Contact.hints:type_name -> starling.store.v1.Endpoint
-	1, // 4: starling.store.v1.Entry.state:type_name -> starling.store.v1.Entry.State
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	0,  // 0: starling.store.v1.Contact.state:type_name -> starling.store.v1.Contact.State
+	8,  // 1: starling.store.v1.Contact.endpoints:type_name -> starling.store.v1.Endpoint
+	0,  // 2: starling.store.v1.Contact.before:type_name -> starling.store.v1.Contact.State
+	8,  // 3: starling.store.v1.Contact.hints:type_name -> starling.store.v1.Endpoint
+	1,  // 4: starling.store.v1.Entry.state:type_name -> starling.store.v1.Entry.State
+	21, // 5: starling.store.v1.RelayQueue.tokens:type_name -> starling.store.v1.RelayToken
+	6,  // [6:6] is the sub-list for method output_type
+	6,  // [6:6] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_rows_proto_init() }
@@ -1892,7 +2353,7 @@ func file_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rows_proto_rawDesc), len(file_rows_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   17,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -87,17 +87,40 @@ var (
 	Bootstrap = newTable[Peer](table{id: 0x13, name: "bootstrap", size: 32})
 	// Meta holds what is one of a kind; the key is [MetaKey].
 	Meta = newTable[Blob](table{id: 0x14, name: "meta", size: -1})
+
+	// RelayStates holds what a relay knows of itself; the key is
+	// [RelayStateKey].
+	RelayStates = newTable[RelayState](table{id: 0x20, name: "relay state", size: 0})
+	// RelayQueues holds the queues at this relay; the key is [RelayQueueKey].
+	RelayQueues = newTable[RelayQueue](table{id: 0x21, name: "relay queues", size: 32})
+	// RelayKeys holds sealed one-time keys; the key is [RelayOneTimeKey].
+	RelayKeys = newTable[RelayOneTime](table{id: 0x22, name: "relay keys", size: 40, busy: true})
+	// RelayRecords holds DHT records of coming days; the key is
+	// [RelayRecordKey].
+	RelayRecords = newTable[RelayAhead](table{id: 0x23, name: "relay records", size: 64})
+	// RelayAdmissions holds who may make queues; the key is
+	// [RelayAdmissionKey].
+	RelayAdmissions = newTable[RelayAdmission](table{id: 0x24, name: "relay admissions", size: 32})
 )
 
-// all is every table, in the order of their IDs from 1.
+// all is every table, in the order of their IDs.
 var all = []*table{
 	internal.t, Selves.t, PreKeys.t, Handshakes.t, Contacts.t, Names.t, Invites.t, Sessions.t, SessionOwners.t,
 	SkippedKeys.t, Outbox.t, Unacked.t, History.t, Messages.t, SeenIDs.t, ReceivedEnvelopes.t, Journal.t, Peers.t,
 	Bootstrap.t, Meta.t,
+	RelayStates.t, RelayQueues.t, RelayKeys.t, RelayRecords.t, RelayAdmissions.t,
 }
 
+// byID finds a table by its ID; the IDs have gaps.
+var byID = func() (ts [1 << 8]*table) {
+	for _, t := range all {
+		ts[t.id] = t
+	}
+	return ts
+}()
+
 // tableOf returns the table of an engine key.
-func tableOf(place string) *table { return all[place[0]-1] }
+func tableOf(place string) *table { return byID[place[0]] }
 
 // A RowKey names a row within its table, or is the beginning of such names.
 // Whoever made it owns it; tables copy what they keep.
@@ -175,6 +198,28 @@ func PeerKey(t identity.Transport) RowKey { return t[:] }
 
 // MetaKey is the key of something one of a kind.
 func MetaKey(name string) RowKey { return RowKey(name) }
+
+// RelayStateKey is the key of the one row of [RelayStates].
+func RelayStateKey() RowKey { return RowKey{} }
+
+// RelayQueueKey is the key of a queue: its ID.
+func RelayQueueKey(queue [32]byte) RowKey { return queue[:] }
+
+// RelayOneTimeKey is the key of the order-th one-time key of a contact box.
+func RelayOneTimeKey(queue [32]byte, order uint64) RowKey {
+	return binary.BigEndian.AppendUint64(slices.Clone(queue[:]), order)
+}
+
+// RelayRecordKey is the key of a DHT record held for a contact box: the box and
+// the key under which the record is published.
+func RelayRecordKey(queue, key [32]byte) RowKey { return slices.Concat(queue[:], key[:]) }
+
+// RelayAdmissionKey is the key of an admission token: its hash.
+func RelayAdmissionKey(hash [32]byte) RowKey { return hash[:] }
+
+// RelayOf is the prefix of what is kept for a queue in [RelayKeys] and
+// [RelayRecords].
+func RelayOf(queue [32]byte) RowKey { return queue[:] }
 
 func ordered(a identity.Account, order uint64) RowKey {
 	return binary.BigEndian.AppendUint64(slices.Clone(a[:]), order)

@@ -21,8 +21,14 @@ type Limits struct {
 	Peer int
 
 	// Streams is the most streams at once from all peers. Default 128. Each
-	// holds 68 KiB.
+	// holds Base.
 	Streams int
+
+	// Base is what each stream holds while it rests, bytes: at least its read
+	// buffer of 4 KiB, at most and by default 68 KiB, with which small frames need
+	// nothing of Memory. Less is for many streams that rest: what is missing to
+	// 68 KiB is then taken of Memory when a frame begins, until the next read.
+	Base int
 
 	// Known tells which peers keep a place when strangers fill the others: a
 	// quarter of Streams is for them alone, and so is the memory of rates when
@@ -37,7 +43,7 @@ type Limits struct {
 	// Rate is the same for all peers together. Default 4000.
 	Rate int
 
-	// Memory is the most bytes that frames above 64 KiB may take together while
+	// Memory is the most bytes that frames may take together, beyond Base, while
 	// they are read and handled. Default 32 MiB.
 	Memory int
 
@@ -54,6 +60,8 @@ func (l Limits) withDefaults() Limits {
 	}
 	def(&l.Peer, 4)
 	def(&l.Streams, 128)
+	def(&l.Base, baseMemory)
+	l.Base = min(max(l.Base, bufferSize), baseMemory)
 	def(&l.PeerRate, 500)
 	def(&l.Rate, 4000)
 	def(&l.Memory, 32<<20)
@@ -124,7 +132,7 @@ type server struct {
 	closed  bool
 	streams int
 	unknown int // streams of strangers among them; counted if Limits.Known is set
-	memory  int // bytes reserved by frames above 64 KiB
+	memory  int // bytes reserved by frames beyond Limits.Base
 	peers   map[peer.ID]*peerState
 	sweep   int       // size of peers at which the rested ones are forgotten
 	swept   time.Time // when that was last done
@@ -149,15 +157,16 @@ func (v *server) serve(ctx context.Context, s network.Stream, id protocol.ID, fn
 		return
 	}
 	defer v.leave(p)
-	if err := s.Scope().ReserveMemory(baseMemory, network.ReservationPriorityMedium); err != nil {
+	if err := s.Scope().ReserveMemory(v.lim.Base, network.ReservationPriorityMedium); err != nil {
 		_ = s.ResetWithError(network.StreamResourceLimitExceeded)
 		return
 	}
-	defer s.Scope().ReleaseMemory(baseMemory)
+	defer s.Scope().ReleaseMemory(v.lim.Base)
 	c := &Conn{
 		s:    s,
 		r:    bufio.NewReaderSize(s, bufferSize),
 		wait: v.lim.Idle,
+		base: v.lim.Base,
 		srv:  v,
 		peer: p,
 		ctx:  ctx,

@@ -25,6 +25,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	ma "github.com/multiformats/go-multiaddr"
 	"github.com/multiformats/go-multistream"
 
 	"starling/protocol/wire"
@@ -42,8 +43,8 @@ const (
 	// trickles bytes holds a stream no longer than this.
 	transferTimeout = 20 * time.Second
 
-	// baseMemory is reserved for every stream, in bytes: the read buffer and
-	// what a frame may take before a byte of it has arrived.
+	// baseMemory is what a stream takes while a frame is read, in bytes: the read
+	// buffer and what a frame may take before a byte of it has arrived.
 	baseMemory = 64<<10 + bufferSize
 
 	bufferSize = 4 << 10 // bytes of the read buffer of a stream
@@ -63,6 +64,7 @@ type Conn struct {
 	s    network.Stream
 	r    *bufio.Reader
 	wait time.Duration // for the first byte of a frame
+	base int           // bytes reserved as long as the stream lives
 
 	// srv and peer are nil on the side that opened the stream.
 	srv  *server
@@ -74,7 +76,7 @@ type Conn struct {
 	ended   bool       // the handler's removal has begun
 	reset   bool       // Refuse or a limit has reset the stream
 	heard   bool       // a frame was read
-	held    int        // bytes reserved beyond baseMemory; released under server.mu in turn
+	held    int        // bytes reserved beyond base; released under server.mu in turn
 }
 
 // Open opens a stream to p, dialling it if there is no connection, and also
@@ -96,7 +98,7 @@ func Open(ctx context.Context, h host.Host, p peer.ID, id protocol.ID) (*Conn, e
 		s.ResetWithError(network.StreamResourceLimitExceeded)
 		return nil, fmt.Errorf("opening a stream: %w: %w", ErrBusy, err)
 	}
-	return &Conn{s: s, r: bufio.NewReaderSize(s, bufferSize), wait: answerTimeout}, nil
+	return &Conn{s: s, r: bufio.NewReaderSize(s, bufferSize), wait: answerTimeout, base: baseMemory}, nil
 }
 
 // Remote returns the peer ID of the other side, proved by the transport.
@@ -104,6 +106,10 @@ func (c *Conn) Remote() peer.ID { return c.s.Conn().RemotePeer() }
 
 // Local returns our own peer ID on this stream.
 func (c *Conn) Local() peer.ID { return c.s.Conn().LocalPeer() }
+
+// RemoteAddr returns the address that the other side is seen at; of a stream
+// through a circuit relay, that relay's.
+func (c *Conn) RemoteAddr() ma.Multiaddr { return c.s.Conn().RemoteMultiaddr() }
 
 // Limited reports whether the stream runs through a circuit relay, which cuts
 // it after some time or bytes: a reset there is a reason to try again.
@@ -146,6 +152,12 @@ func (c *Conn) Read(max int) ([]byte, error) {
 			if errors.Is(err, ErrBusy) {
 				c.end(network.StreamRateLimited)
 			}
+			return nil, c.readError(err)
+		}
+	}
+	if c.base < baseMemory {
+		if err := c.reserve(baseMemory - c.base); err != nil {
+			c.end(network.StreamResourceLimitExceeded)
 			return nil, c.readError(err)
 		}
 	}

@@ -633,3 +633,34 @@ func BenchmarkExchange(b *testing.B) {
 		})
 	}
 }
+
+// Streams that rest cost their buffer; a frame takes what it needs when it
+// begins and gives it back with the next read.
+func TestRestingStreamsHoldOnlyTheirBase(t *testing.T) {
+	a, b := pair(t, transports["tcp"])
+	room := make(chan int, 1)
+	remove := Handle(b, echoID, Limits{Base: 1, Memory: baseMemory - bufferSize}, func(_ context.Context, c *Conn) error {
+		for {
+			frame, err := c.Read(limits.MaxFrame)
+			if err != nil {
+				return err
+			}
+			c.srv.mu.Lock()
+			room <- c.srv.memory
+			c.srv.mu.Unlock()
+			if err := c.Write(frame); err != nil {
+				return err
+			}
+		}
+	})
+	defer remove()
+	c := open(t, a, b.ID(), echoID)
+	for range 2 {
+		if got, err := c.Exchange(t.Context(), []byte("small"), 100); err != nil || string(got) != "small" {
+			t.Fatalf("a small frame: %q, %v", got, err)
+		}
+		if got, want := <-room, baseMemory-bufferSize; got != want {
+			t.Errorf("a frame holds %d bytes, want %d", got, want)
+		}
+	}
+}
