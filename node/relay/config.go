@@ -1,0 +1,147 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+
+	"starling/node/relay/spool"
+	"starling/node/store"
+	"starling/protocol"
+)
+
+// Admit says who may make queues.
+type Admit int
+
+// Anybody with room in the share of their address block; or who has a token of
+// [Service.Issue], with room in its share.
+const (
+	AdmitAnybody Admit = iota
+	AdmitTokens
+)
+
+// A Record is a DHT record that is due.
+type Record struct {
+	Key   [32]byte
+	Bytes []byte
+}
+
+// A Config says what a relay keeps, where, and for whom.
+type Config struct {
+	// Host serves the streams; its key is the relay's, an Ed25519 key. Required.
+	Host host.Host
+	// Key is the host's private key: it signs receipts. Required.
+	Key crypto.PrivKey
+	// Store keeps all but messages. It stays the caller's, who closes it after
+	// the service. Required.
+	Store *store.DB
+	// Dir is the spool's folder; Disk, if set, is a spool in memory instead. One
+	// of them is required.
+	Dir  string
+	Disk *spool.Disk
+	// Quota is the most bytes of messages on the disk. Required.
+	Quota int64
+
+	// Admit says who may make queues. Default: anybody.
+	Admit Admit
+	// Traffic is the most bytes of requests and answers in a month. Beyond it
+	// every request gets BUSY. Default: no limit.
+	Traffic uint64
+	// Rate is the most bytes of requests and answers a second, in the long run.
+	// Beyond it streams are slowed down, then get BUSY. Default: no limit.
+	Rate int
+	// Publish puts a record into the DHT. It is called on the record's day, every
+	// six hours, one call at a time. Default: PutRecords is MALFORMED here.
+	Publish func(context.Context, Record) error
+	// Now is the wall clock. Default time.Now.
+	Now func() time.Time
+	// Log receives what an operator should know. Default: discarded.
+	Log *slog.Logger
+	// Limits bound what clients can take.
+	Limits Limits
+}
+
+// Limits bound what clients can take. Zero is the default.
+type Limits struct {
+	// Streams is the most streams at once; a sixteenth of them may come from one
+	// address block, an IPv4 /24 or an IPv6 /48. Default 16384.
+	Streams int
+	// Peer is the most streams at once from one transport key. Default 4.
+	Peer int
+	// BlockRate is the most requests a second from one address block, after a
+	// burst of two seconds. Beyond it they get BUSY. Loopback has no limit.
+	// Default 2000.
+	BlockRate int
+	// Memory is the most bytes of requests and answers that are being worked on,
+	// and the same again of frames being read. Default 64 MiB.
+	Memory int
+	// Queues is the most queues. Default 131072.
+	Queues int
+	// ShareQueues is the most queues on the account of one admission token, or
+	// of one address block. Default 4096.
+	ShareQueues int
+	// Share is the most bytes on the account of one admission token, or of one
+	// address block. Default a 32nd of Quota, at least 1 MiB.
+	Share int64
+	// Boxes is the most bytes in all contact boxes, so that strangers leave the
+	// rest to contacts. Default a quarter of Quota.
+	Boxes int64
+	// Attached is the most queues attached on all streams. Default 262144.
+	Attached int
+	// WorkBits is the work that is asked for when nothing presses. Default
+	// [protocol.WorkBits].
+	WorkBits int
+	// Stamps is the most proofs of work remembered. Default 262144.
+	Stamps int
+}
+
+func (cfg *Config) validate() error {
+	var errs []error
+	need := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New("relay: "+what))
+		}
+	}
+	need(cfg.Host != nil, "no host")
+	need(cfg.Key != nil && cfg.Key.Type() == crypto.Ed25519, "no Ed25519 key")
+	need(cfg.Store != nil, "no store")
+	need((cfg.Dir != "") != (cfg.Disk != nil), "want a folder or a disk in memory")
+	need(cfg.Quota > 0, "no quota")
+	need(cfg.Rate >= 0, "a negative rate")
+	need(cfg.Limits.WorkBits <= protocol.MaxWork, "more bits of work than anybody does")
+	return errors.Join(errs...)
+}
+
+func (cfg *Config) setDefaults() {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	def := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	l := &cfg.Limits
+	def(&l.Streams, 16384)
+	def(&l.Peer, 4)
+	def(&l.BlockRate, 2000)
+	def(&l.Memory, 64<<20)
+	def(&l.Queues, 131072)
+	def(&l.ShareQueues, 4096)
+	def(&l.Attached, 262144)
+	def(&l.WorkBits, protocol.WorkBits)
+	def(&l.Stamps, 262144)
+	if l.Share <= 0 {
+		l.Share = max(1<<20, cfg.Quota/32)
+	}
+	if l.Boxes <= 0 {
+		l.Boxes = cfg.Quota / 4
+	}
+}

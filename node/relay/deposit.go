@@ -1,0 +1,268 @@
+package relay
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"starling/node/relay/spool"
+	"starling/node/store"
+	"starling/protocol"
+	"starling/protocol/envelope"
+	"starling/protocol/relay"
+	"starling/protocol/wire"
+)
+
+// deposit judges a deposit in the order of SPEC §13.4 and begins to keep it.
+func (c *client) deposit(m *wire.RelayDeposit) func() (*wire.RelayAnswer, int) {
+	d := &deposit{
+		s:     c.s,
+		id:    relay.QueueID(m.Queue),
+		blob:  m.Blob,
+		hash:  sha256.Sum256(m.Blob),
+		until: m.Expires,
+	}
+	if err := d.judge(m); err != nil {
+		return ready(c.s.answerOf(nil, err))
+	}
+	// The goroutine sends once; room for that, so that it does not wait for the
+	// writer.
+	done := make(chan *wire.RelayAnswer, 1)
+	c.deposits.Go(func() { done <- c.s.answerOf(d.keep()) })
+	return func() (*wire.RelayAnswer, int) { return <-done, 0 }
+}
+
+// A deposit is one on its way to the disk.
+type deposit struct {
+	s     *Service
+	q     *queue
+	id    relay.QueueID
+	blob  []byte
+	hash  [sha256.Size]byte // of the blob
+	until int64             // its expiry, unix seconds
+	token []byte            // hash of the token that admits it, or nil
+	stamp [sha256.Size]byte // of the work that admits it, or zero
+}
+
+// judge decides whether the deposit may be kept, and reserves room for it.
+func (d *deposit) judge(m *wire.RelayDeposit) error {
+	s := d.s
+	_, capability := m.Admit.(*wire.RelayDeposit_Capability)
+	sizes := envelope.SealedSizes()
+	if !slices.Contains(sizes[:], len(d.blob)) {
+		return malformed
+	}
+	if !capability && len(d.blob) > protocol.BoxDeposit {
+		return tooBig // only a contact box takes what comes so
+	}
+	if err := s.taking(); err != nil {
+		return err
+	}
+	q, row := s.placeOf(d.id)
+	d.q = q
+	now := s.now()
+	if !s.mayDeposit(q, row, m, now.Unix()) {
+		return refused
+	}
+	if !s.within(d.until, kinds[q.kind].life) {
+		return malformed
+	}
+	work, byWork := m.Admit.(*wire.RelayDeposit_Work)
+	if t, ok := m.Admit.(*wire.RelayDeposit_Token); ok {
+		d.token = t.Token
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if byWork {
+		stamp := relay.DepositStamp(s.self, d.id, d.hash, d.until)
+		want := s.bitsLocked(&q.filling, &s.filling, now)
+		if relay.CheckWork(stamp, work.Work, want) != nil {
+			return demand(want)
+		}
+		d.stamp = stamp.Hash()
+		if err := s.stampLocked(d.stamp, now.Unix()); err != nil {
+			return err
+		}
+	}
+	if err := d.reserveLocked(); err != nil {
+		return err
+	}
+	if byWork {
+		s.stamps.used[d.stamp] = d.until
+		q.filling.add(now)
+		s.filling.add(now)
+	}
+	return nil
+}
+
+// placeOf returns a queue and its row, or nil. Both are the queue's as of now.
+func (s *Service) placeOf(id relay.QueueID) (*queue, *store.RelayQueue) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.queues[id]
+	if q == nil || q.gone {
+		return nil, nil
+	}
+	return q, q.row
+}
+
+// mayDeposit reports whether what the depositor shows admits it now. It looks at
+// a capability also where there is no queue, so that both take as long.
+func (s *Service) mayDeposit(q *queue, row *store.RelayQueue, m *wire.RelayDeposit, now int64) bool {
+	open := q != nil && now < row.Expires && (row.Closes == 0 || now < row.Closes)
+	switch a := m.Admit.(type) {
+	case *wire.RelayDeposit_Capability:
+		var want relay.CapabilityHash
+		has := row != nil && len(row.Capability) == len(want)
+		if has {
+			want = relay.CapabilityHash(row.Capability)
+		}
+		shown, err := relay.CapabilityFrom(a.Capability)
+		return err == nil && want.Admits(s.self, relay.QueueID(m.Queue), shown) && has && open
+	case *wire.RelayDeposit_Token:
+		return open && q.kind == wire.QueueKind_QUEUE_KIND_BOX && hasToken(row, a.Token)
+	case *wire.RelayDeposit_Work:
+		return open && q.kind == wire.QueueKind_QUEUE_KIND_BOX
+	}
+	return false
+}
+
+// hasToken reports whether a box admits a token hash, in constant time.
+func hasToken(row *store.RelayQueue, hash []byte) bool {
+	admitted := make([][sha256.Size]byte, len(row.Tokens))
+	for i, t := range row.Tokens {
+		admitted[i] = [sha256.Size]byte(t.Hash)
+	}
+	return relay.HasToken(admitted, [sha256.Size]byte(hash))
+}
+
+// stampLocked returns why work may not be counted: it was, or there is no room
+// to remember it.
+func (s *Service) stampLocked(h [sha256.Size]byte, now int64) error {
+	if _, used := s.stamps.used[h]; used {
+		return refused
+	}
+	if len(s.stamps.used) >= s.stamps.room {
+		return quota
+	}
+	return nil
+}
+
+// reserveLocked keeps room for the deposit, until done.
+func (d *deposit) reserveLocked() error {
+	s, q, n := d.s, d.q, int64(len(d.blob))
+	k := kinds[q.kind]
+	box := q.kind == wire.QueueKind_QUEUE_KIND_BOX
+	switch {
+	case q.gone:
+		return refused
+	case q.messages+q.inflight.messages >= k.messages,
+		q.bytes+q.inflight.bytes+n > k.bytes,
+		q.share.bytes+q.share.inflight+n > s.cfg.Limits.Share,
+		box && s.boxes+s.toBoxes+n > s.cfg.Limits.Boxes:
+		return quota
+	}
+	d.countLocked(1)
+	return nil
+}
+
+// countLocked counts the deposit as on its way, by +1, or not any more, by -1.
+func (d *deposit) countLocked(by int) {
+	n := int64(by * len(d.blob))
+	d.q.inflight.messages += by
+	d.q.inflight.bytes += n
+	d.q.share.inflight += n
+	if d.q.kind == wire.QueueKind_QUEUE_KIND_BOX {
+		d.s.toBoxes += n
+	}
+}
+
+// keep puts the deposit on the disk and returns its receipt.
+func (d *deposit) keep() (*wire.RelayAnswer, error) {
+	// Not the stream's context: a deposit that has begun is worth ending.
+	ctx := context.Background()
+	stored, err := d.put(ctx)
+	gone := d.done(err)
+	if gone {
+		if e := d.s.bury(ctx, d.q); e != nil {
+			return nil, e
+		}
+		return nil, refused
+	}
+	if err != nil {
+		return nil, err
+	}
+	var r wire.RelayReceipt
+	if stored.Receipt == nil || proto.Unmarshal(stored.Receipt, &r) != nil {
+		return nil, busy // it is there, and not signed: it will be repeated
+	}
+	return &wire.RelayAnswer{Status: wire.RelayStatus_RELAY_STATUS_OK, Result: &wire.RelayAnswer_Receipt{Receipt: &r}}, nil
+}
+
+// put spends the token and then writes the entry, so that a crash in between
+// costs a use of the token and gives none. What was not kept spends nothing.
+func (d *deposit) put(ctx context.Context) (spool.Stored, error) {
+	if d.token != nil {
+		if err := d.spend(1); err != nil {
+			return spool.Stored{}, err
+		}
+	}
+	stored, err := d.s.spool.Put(ctx, []spool.Entry{{
+		Queue:   spool.Queue(d.id),
+		Expires: d.until,
+		Leaf:    spool.Leaf(relay.NewLeaf(d.id, d.hash, d.until)),
+		Blob:    d.blob,
+	}})
+	if err != nil {
+		if d.token != nil && (errors.Is(err, spool.ErrFull) || errors.Is(err, spool.ErrDiskFull)) {
+			if e := d.spend(-1); e != nil && !errors.Is(e, refused) {
+				err = errors.Join(err, e)
+			}
+		}
+		return spool.Stored{}, err
+	}
+	return stored[0], nil
+}
+
+// spend counts a use of the token, by +1, or takes it back, by -1.
+func (d *deposit) spend(by int) error {
+	return d.s.change(d.id, func(_ *store.Tx, row *store.RelayQueue) error {
+		t := findToken(row.Tokens, d.token)
+		if t == nil || by > 0 && t.Deposits >= protocol.TokenDeposits || by < 0 && t.Deposits == 0 {
+			return refused
+		}
+		t.Deposits = uint32(int(t.Deposits) + by)
+		return nil
+	})
+}
+
+// done gives back what judge reserved, now that the entry is there or not, and
+// wakes who reads the queue. It reports whether the queue was dropped meanwhile.
+func (d *deposit) done(err error) (gone bool) {
+	s := d.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.countLocked(-1)
+	if err != nil && d.stamp != ([sha256.Size]byte{}) {
+		delete(s.stamps.used, d.stamp) // it may be used when there is room
+	}
+	if s.queues[d.id] != d.q {
+		return true
+	}
+	s.measureLocked(d.q)
+	if d.q.gone {
+		return true
+	}
+	if err == nil {
+		for _, c := range d.q.readers {
+			select {
+			case c.wake <- struct{}{}:
+			default:
+			}
+		}
+	}
+	return false
+}

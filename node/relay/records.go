@@ -1,0 +1,196 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"starling/dht/record"
+	"starling/node/store"
+	"starling/protocol"
+	"starling/protocol/relay"
+	"starling/protocol/wire"
+)
+
+const (
+	recordsAhead = 16            // days ahead of today that a record may be for
+	publishLook  = time.Minute   // between two looks for records that are due
+	publishAgain = 6 * time.Hour // between two publications of a record
+	publishEarly = time.Hour     // before its day, as the owner does (SPEC §10.5)
+	leastRecord  = 4 << 10       // bytes of the shortest record
+)
+
+// dayStart is the beginning of a day.
+func dayStart(day uint32) time.Time { return time.Unix(int64(day)*86400, 0) }
+
+// putRecords holds DHT records of today and of coming days, all or none. Each is
+// checked as its holders will, on its own day.
+func (c *client) putRecords(m *wire.RelayPutRecords) (*wire.RelayAnswer, error) {
+	s := c.s
+	if s.cfg.Publish == nil {
+		return nil, malformed
+	}
+	if err := s.taking(); err != nil {
+		return nil, err
+	}
+	q, err := c.box(m.Queue)
+	if err != nil {
+		return nil, err
+	}
+	today := record.DayOf(s.now())
+	for _, rec := range m.Records {
+		if len(rec) < leastRecord {
+			return nil, malformed
+		}
+		day := record.Day(rec)
+		if day < today || day-today > recordsAhead {
+			return nil, malformed
+		}
+		if record.Validate(record.KeyOf(rec), rec, dayStart(day)) != nil {
+			return nil, malformed
+		}
+	}
+	n := int64(len(m.Records)) * protocol.MaxRecord
+	if err := s.reserveShare(q, n); err != nil {
+		return nil, err
+	}
+	defer s.releaseShare(q, n)
+	held := uint32(0)
+	err = s.change(q.id, func(tx *store.Tx, row *store.RelayQueue) error {
+		if m.Replace {
+			if err := dropRecords(tx, q.id); err != nil {
+				return err
+			}
+		}
+		if err := s.expireRecords(tx, q.id, row); err != nil {
+			return err
+		}
+		for _, rec := range m.Records {
+			k := store.RelayRecordKey(q.id, record.KeyOf(rec))
+			has, err := store.RelayRecords.Has(tx, k)
+			if err != nil {
+				return err
+			}
+			if !has {
+				row.Records++
+			}
+			if row.Records > protocol.MaxRecordsAhead {
+				return quota
+			}
+			if err := store.RelayRecords.Put(tx, k, &store.RelayAhead{Record: rec, Day: record.Day(rec)}); err != nil {
+				return err
+			}
+		}
+		held = row.Records
+		return nil
+	})
+	return count(held), err
+}
+
+// dropRecords deletes all records of a box.
+func dropRecords(tx *store.Tx, id relay.QueueID) error {
+	for r, err := range store.RelayRecords.Scan(tx, store.RelayOf(id), nil) {
+		if err != nil && !errors.Is(err, store.ErrDamaged) {
+			return err
+		}
+		if err := store.RelayRecords.Delete(tx, r.Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// expireRecords deletes the records of a box whose day is over, and counts those
+// that are left.
+func (s *Service) expireRecords(tx *store.Tx, id relay.QueueID, row *store.RelayQueue) error {
+	today := record.DayOf(s.now())
+	row.Records = 0
+	for r, err := range store.RelayRecords.Scan(tx, store.RelayOf(id), nil) {
+		if err != nil && !errors.Is(err, store.ErrDamaged) {
+			return err
+		}
+		if err == nil && r.Value.Day >= today {
+			row.Records++
+			continue
+		}
+		if err := store.RelayRecords.Delete(tx, r.Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// publish publishes records that are due, until ctx ends.
+func (s *Service) publish(ctx context.Context) {
+	every := time.NewTicker(publishLook)
+	defer every.Stop()
+	done := map[[record.KeySize]byte]time.Time{} // when each was last published
+	for {
+		due, err := s.due(done)
+		if err != nil {
+			s.log.Warn("looking for records to publish", "error", err)
+		}
+		for _, key := range due {
+			rec, err := s.held(key)
+			if err != nil || rec.Bytes == nil {
+				continue // dropped meanwhile, or tried at the next look
+			}
+			if err := s.cfg.Publish(ctx, rec); err != nil {
+				if ctx.Err() != nil {
+					return
+				}
+				s.log.Debug("record not published", "error", err)
+				continue
+			}
+			done[rec.Key] = s.now()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-every.C:
+		}
+	}
+}
+
+// due returns the rows of records of today, or tomorrow's shortly before, that
+// were not published lately. It forgets what it knows of other days.
+func (s *Service) due(done map[[record.KeySize]byte]time.Time) (keys []store.RowKey, err error) {
+	now := s.now()
+	for k, at := range done {
+		if now.Sub(at) >= publishAgain {
+			delete(done, k)
+		}
+	}
+	today, next := record.DayOf(now), record.DayOf(now.Add(publishEarly))
+	err = s.db.View(func(tx *store.Tx) error {
+		for r, err := range store.RelayRecords.Scan(tx, nil, nil) {
+			if errors.Is(err, store.ErrDamaged) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			_, lately := done[[record.KeySize]byte(r.Key[relay.QueueIDSize:])]
+			if d := r.Value.Day; !lately && (d == today || d == next) {
+				keys = append(keys, r.Key)
+			}
+		}
+		return nil
+	})
+	return keys, err
+}
+
+// held reads a record, or returns none.
+func (s *Service) held(key store.RowKey) (rec Record, err error) {
+	err = s.db.View(func(tx *store.Tx) error {
+		row, err := store.RelayRecords.Get(tx, key)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if err == nil {
+			rec = Record{Key: [record.KeySize]byte(key[relay.QueueIDSize:]), Bytes: row.Record}
+		}
+		return err
+	})
+	return rec, err
+}

@@ -1,0 +1,235 @@
+package relay
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"starling/node/stream"
+	"starling/protocol"
+	"starling/protocol/identity"
+	"starling/protocol/relay"
+	"starling/protocol/wire"
+)
+
+// inFlight is the most requests of one stream whose answers are not written.
+const inFlight = 512
+
+// A client is one stream. Its reader is the only goroutine that changes it; a
+// poll, on the writer's, reads attached while the reader waits for it.
+type client struct {
+	s        *Service
+	conn     *stream.Conn
+	ctx      context.Context // ends with the stream; held because each answer needs it
+	key      identity.Transport
+	addr     netip.Prefix
+	attached map[relay.QueueID]*queue
+	deposits sync.WaitGroup // those of this stream that are not done
+	wake     chan struct{}  // whoever deposits in an attached queue sends; one token is enough
+	poll     *poll          // the last, while it may wait; else nil
+}
+
+// A turn is the place of one answer in a stream.
+type turn struct {
+	// answer returns the answer, when it is there, and how many bytes of memory
+	// it holds. It is called once.
+	answer func() (a *wire.RelayAnswer, held int)
+	held   int // bytes of memory held by the request
+}
+
+// ready is a turn whose answer is there.
+func ready(a *wire.RelayAnswer) func() (*wire.RelayAnswer, int) {
+	return func() (*wire.RelayAnswer, int) { return a, 0 }
+}
+
+// serve answers the requests of one stream.
+func (s *Service) serve(ctx context.Context, conn *stream.Conn) error {
+	key, ok := transportOf(conn.Remote())
+	if !ok {
+		return relay.ErrProof
+	}
+	c := &client{
+		s: s, conn: conn, key: key, addr: blockOf(conn.RemoteAddr()),
+		attached: map[relay.QueueID]*queue{},
+		wake:     make(chan struct{}, 1),
+	}
+	b := s.enter(c)
+	if b == nil {
+		return stream.ErrBusy
+	}
+	defer s.leave(c, b)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.ctx = ctx
+
+	// The reader sends and closes; its capacity is what a client may have open.
+	turns := make(chan turn, inFlight)
+	var writer sync.WaitGroup
+	writer.Go(func() { c.write(turns, cancel) })
+	err := c.read(turns, b)
+	c.endPoll()
+	close(turns)
+	writer.Wait()
+	c.deposits.Wait()
+	return err
+}
+
+// read judges requests until there are no more. It returns nil at their end.
+func (c *client) read(turns chan<- turn, b *block) error {
+	for {
+		frame, err := c.conn.Read(protocol.MaxRelayRequest)
+		c.endPoll()
+		if err != nil {
+			return err
+		}
+		t := turn{held: 2 * len(frame)}
+		switch {
+		case !b.rate.Allow(), !c.s.traffic.pace(c.ctx, len(frame)),
+			!c.s.traffic.spend(len(frame), c.s.now()), !c.s.take(t.held):
+			t = turn{answer: ready(c.s.answerOf(nil, busy))}
+		default:
+			if t.answer, err = c.handle(frame); err != nil {
+				c.s.give(t.held)
+				return err
+			}
+		}
+		turns <- t
+	}
+}
+
+// write writes the answers in their order. After an error it resets the stream
+// and takes what is left of them, so that the reader never waits for it.
+func (c *client) write(turns <-chan turn, cancel func()) {
+	broken := false
+	for t := range turns {
+		a, held := t.answer()
+		if !broken {
+			b := wire.Marshal(a)
+			c.s.traffic.spend(len(b), c.s.now())
+			if !c.s.traffic.pace(c.ctx, len(b)) || c.conn.Write(b) != nil {
+				broken = true
+				cancel()
+				c.conn.Refuse()
+			}
+		}
+		c.s.give(t.held + held)
+	}
+}
+
+// handle begins a request, and returns what waits for its answer. An error ends
+// the stream: what is no message at all has no answer (SPEC §13.4).
+func (c *client) handle(frame []byte) (func() (*wire.RelayAnswer, int), error) {
+	req, err := relay.ParseRequest(frame)
+	switch {
+	case errors.Is(err, wire.ErrMalformed):
+		return nil, err
+	case err != nil:
+		return ready(c.s.answerOf(nil, err)), nil
+	}
+	if m, ok := req.Command.(*wire.RelayRequest_Deposit); ok {
+		return c.deposit(m.Deposit), nil
+	}
+	c.deposits.Wait()
+	if m, ok := req.Command.(*wire.RelayRequest_Poll); ok {
+		return c.beginPoll(m.Poll), nil
+	}
+	return ready(c.s.answerOf(c.do(req))), nil
+}
+
+// do performs a request that is answered when it is done.
+func (c *client) do(req *wire.RelayRequest) (*wire.RelayAnswer, error) {
+	switch m := req.Command.(type) {
+	case *wire.RelayRequest_Info:
+		return c.s.info(), nil
+	case *wire.RelayRequest_Claim:
+		return c.claim(m.Claim)
+	case *wire.RelayRequest_Renew:
+		return c.renew(m.Renew)
+	case *wire.RelayRequest_SetAccess:
+		return c.setAccess(m.SetAccess)
+	case *wire.RelayRequest_Drop:
+		return c.drop(m.Drop)
+	case *wire.RelayRequest_Delete:
+		return c.delete(m.Delete)
+	case *wire.RelayRequest_PutKeys:
+		return c.putKeys(m.PutKeys)
+	case *wire.RelayRequest_TakeKey:
+		return c.takeKey(m.TakeKey)
+	case *wire.RelayRequest_CountKeys:
+		return c.countKeys(m.CountKeys)
+	case *wire.RelayRequest_PutRecords:
+		return c.putRecords(m.PutRecords)
+	}
+	return nil, malformed
+}
+
+// enter counts a stream, or returns nil if its address block has too many.
+func (s *Service) enter(c *client) *block {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.blockLocked(c.addr)
+	most := max(s.cfg.Limits.Streams/16, s.cfg.Limits.Peer)
+	if b.streams >= most && !c.addr.Addr().IsLoopback() {
+		return nil
+	}
+	b.streams++
+	s.streams++
+	return b
+}
+
+func (s *Service) leave(c *client, b *block) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.streams--
+	s.streams--
+	for _, q := range c.attached {
+		q.detachLocked(c)
+	}
+	s.attached -= len(c.attached)
+}
+
+// account returns the name of the account on which the client makes queues
+// without a token: a hash, so that the disk alone does not show addresses.
+func (c *client) account() []byte {
+	b, err := c.addr.MarshalBinary()
+	if err != nil {
+		panic("relay: internal error: an address block that does not marshal: it is a prefix of 24 or 48 bits, or none")
+	}
+	h := hmac.New(sha256.New, c.s.blockID[:])
+	h.Write(b)
+	return h.Sum(nil)[:blockHash]
+}
+
+// blockHash is the length of an address block's hash, bytes; a token's is 32.
+const blockHash = 16
+
+// transportOf returns the transport key of a peer ID, which must be an Ed25519
+// key (SPEC §13.4).
+func transportOf(id peer.ID) (identity.Transport, bool) {
+	pub, err := id.ExtractPublicKey()
+	if err != nil || pub.Type() != crypto.Ed25519 {
+		return identity.Transport{}, false
+	}
+	raw, err := pub.Raw()
+	if err != nil {
+		return identity.Transport{}, false
+	}
+	t, err := identity.ParseTransport(raw)
+	return t, err == nil
+}
+
+// now64 is the clock in unix seconds.
+func (s *Service) now64() int64 { return s.now().Unix() }
+
+// within reports whether a time is ahead, and not farther than life and skew.
+func (s *Service) within(at int64, life time.Duration) bool {
+	now := s.now64()
+	return at > now && at <= now+int64((life+protocol.RelaySkew)/time.Second)
+}

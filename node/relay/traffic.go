@@ -1,0 +1,182 @@
+package relay
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"golang.org/x/time/rate"
+)
+
+// A traffic counts the bytes of a month, and slows down what is too fast. What
+// the disk says is always ahead of what was used, so that a crash gives nobody a
+// new budget.
+type traffic struct {
+	limit uint64 // bytes a month; 0: none
+	speed *rate.Limiter
+	write chan struct{} // asks the service to write; one token is enough
+
+	mu    sync.Mutex // guards what follows; not held across a wait
+	month uint32
+	spent uint64
+	ahead uint64 // as written
+}
+
+// maxWait is the longest that a request waits for the relay's speed.
+const maxWait = 5 * time.Second
+
+func monthOf(t time.Time) uint32 {
+	t = t.UTC()
+	return uint32(t.Year()*12 + int(t.Month()) - 1)
+}
+
+func newTraffic(limit uint64, bytes int) *traffic {
+	t := &traffic{limit: limit, write: make(chan struct{}, 1)}
+	if bytes > 0 {
+		t.speed = rate.NewLimiter(rate.Limit(bytes), max(bytes, 2<<20))
+	}
+	return t
+}
+
+// step is how far the disk is ahead.
+func (t *traffic) step() uint64 { return max(t.limit/64, 1) }
+
+// next returns what is to be written, and is followed by wrote.
+func (t *traffic) next(now time.Time) (month uint32, ahead uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.turnLocked(now)
+	return t.month, t.spent + t.step()
+}
+
+func (t *traffic) wrote(month uint32, ahead uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.month == month {
+		t.ahead = max(t.ahead, ahead)
+	}
+}
+
+// turnLocked begins a new month. A clock that went back does not.
+func (t *traffic) turnLocked(now time.Time) {
+	if m := monthOf(now); m > t.month {
+		t.month, t.spent, t.ahead = m, 0, 0
+	}
+}
+
+func (t *traffic) used(now time.Time) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.turnLocked(now)
+	return t.spent
+}
+
+// spend counts n bytes, and reports whether the month has them.
+func (t *traffic) spend(n int, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.turnLocked(now)
+	if t.limit == 0 {
+		t.spent += uint64(n)
+		return true
+	}
+	if t.spent+uint64(n) > t.limit || t.spent+uint64(n) > t.ahead {
+		t.askLocked()
+		return false
+	}
+	t.spent += uint64(n)
+	if t.ahead-t.spent < t.step()/2 {
+		t.askLocked()
+	}
+	return true
+}
+
+func (t *traffic) askLocked() {
+	select {
+	case t.write <- struct{}{}:
+	default:
+	}
+}
+
+// pace waits until n bytes may pass, and reports whether that is soon enough.
+func (t *traffic) pace(ctx context.Context, n int) bool {
+	if t.speed == nil {
+		return true
+	}
+	r := t.speed.ReserveN(time.Now(), min(n, t.speed.Burst()))
+	d := r.Delay()
+	if d == 0 {
+		return true
+	}
+	if d > maxWait {
+		r.Cancel()
+		return false
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// blockOf returns what one attacker has at little cost: an IPv4 /24 or an IPv6
+// /48. Without an address it is the zero block, one for all.
+func blockOf(a ma.Multiaddr) netip.Prefix {
+	ip, err := manet.ToIP(a)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	addr, _ := netip.AddrFromSlice(ip)
+	addr = addr.Unmap()
+	size := 48
+	if addr.Is4() {
+		size = 24
+	}
+	block, _ := addr.Prefix(size)
+	return block
+}
+
+// A block is what is counted of an address block.
+type block struct {
+	streams int
+	rate    *rate.Limiter
+}
+
+// maxBlocks is the most address blocks that are told apart. Beyond it newcomers
+// share one.
+const maxBlocks = 8192
+
+// blockLocked returns the block of an address.
+func (s *Service) blockLocked(p netip.Prefix) *block {
+	if b := s.blocks[p]; b != nil {
+		return b
+	}
+	if now := time.Now(); len(s.blocks) >= maxBlocks && now.Sub(s.swept) > time.Second {
+		s.swept = now
+		for p, b := range s.blocks {
+			if b.streams == 0 && b.rate.TokensAt(now) >= float64(b.rate.Burst()) {
+				delete(s.blocks, p)
+			}
+		}
+	}
+	if len(s.blocks) >= maxBlocks {
+		return s.others
+	}
+	b := s.newBlock(p)
+	s.blocks[p] = b
+	return b
+}
+
+func (s *Service) newBlock(p netip.Prefix) *block {
+	limit := rate.Limit(s.cfg.Limits.BlockRate)
+	if p.Addr().IsLoopback() {
+		limit = rate.Inf
+	}
+	return &block{rate: rate.NewLimiter(limit, 2*s.cfg.Limits.BlockRate)}
+}
