@@ -1,0 +1,250 @@
+package relay
+
+import (
+	"context"
+	"crypto/rand"
+	"sync"
+	"testing"
+	"time"
+
+	"starling/dht/record"
+	"starling/protocol"
+	"starling/protocol/identity"
+	"starling/protocol/relay"
+	"starling/protocol/wire"
+	"starling/protocol/x25519"
+)
+
+func putKeys(id relay.QueueID, pool []byte, expires int64, n int) *wire.RelayRequest {
+	m := &wire.RelayPutKeys{Queue: id[:], Pool: pool, Expires: expires}
+	for range n {
+		m.Keys = append(m.Keys, blob(protocol.KeyBlob))
+	}
+	return &wire.RelayRequest{Command: &wire.RelayRequest_PutKeys{PutKeys: m}}
+}
+
+func countRequest(id relay.QueueID, pool []byte) *wire.RelayRequest {
+	return &wire.RelayRequest{Command: &wire.RelayRequest_CountKeys{CountKeys: &wire.RelayCountKeys{Queue: id[:], Pool: pool}}}
+}
+
+func takeByToken(id relay.QueueID, pool, token []byte) *wire.RelayRequest {
+	return &wire.RelayRequest{Command: &wire.RelayRequest_TakeKey{TakeKey: &wire.RelayTakeKey{
+		Queue: id[:], Pool: pool, Admit: &wire.RelayTakeKey_Token{Token: token},
+	}}}
+}
+
+func (w *world) takeByWork(id relay.QueueID, pool []byte, bits int) *wire.RelayRequest {
+	work := &wire.RelayKeyWork{Salt: blob(16), Expires: w.clock.at.Add(5 * time.Minute).Unix()}
+	stamp := relay.KeyStamp(w.self, id, relay.PoolID(pool), [16]byte(work.Salt), work.Expires)
+	nonce, err := relay.Work(context.Background(), stamp, bits)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	work.Nonce = nonce
+	return &wire.RelayRequest{Command: &wire.RelayRequest_TakeKey{TakeKey: &wire.RelayTakeKey{
+		Queue: id[:], Pool: pool, Admit: &wire.RelayTakeKey_Work{Work: work},
+	}}}
+}
+
+func recordsRequest(id relay.QueueID, replace bool, recs ...[]byte) *wire.RelayRequest {
+	return &wire.RelayRequest{Command: &wire.RelayRequest_PutRecords{PutRecords: &wire.RelayPutRecords{
+		Queue: id[:], Replace: replace, Records: recs,
+	}}}
+}
+
+// Takers at the same time get different keys, each one that was put, the oldest
+// first; a token gets its own number, work leaves the reserve.
+func TestEveryKeyIsGivenOnce(t *testing.T) {
+	w := newWorld(t, nil)
+	c := w.caller()
+	b := c.queue(box)
+	pool := blob(32)
+	given := map[string]int{}
+	put := putKeys(b.id, pool, start.Add(time.Hour).Unix(), 50)
+	for _, k := range put.GetPutKeys().Keys {
+		given[string(k)] = 0
+	}
+	c.want(isOK, put)
+	if n := c.want(isOK, countRequest(b.id, pool)).GetCount().Count; n != 50 {
+		t.Errorf("%d keys, want 50", n)
+	}
+	first := w.caller().want(isOK, w.takeByWork(b.id, pool, 4)).GetKey().GetKey()
+	if string(first) != string(put.GetPutKeys().Keys[0]) {
+		t.Error("the first key given is not the oldest")
+	}
+	given[string(first)]++
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	empties := 0
+	for range 60 {
+		from, req := w.caller(), w.takeByWork(b.id, pool, 12)
+		wg.Go(func() {
+			a := from.ask(req)
+			mu.Lock()
+			defer mu.Unlock()
+			switch a.Status {
+			case isOK:
+				given[string(a.GetKey().GetKey())]++
+			case isEmpty:
+				empties++
+			default:
+				t.Errorf("taking a key: %v", a.Status)
+			}
+		})
+	}
+	wg.Wait()
+	n := 0
+	for k, times := range given {
+		if times > 1 {
+			t.Errorf("key %.8x was given %d times", k, times)
+		}
+		n += times
+	}
+	if n != 50-protocol.PoolReserve || len(given) != 50 || empties != 61-n {
+		t.Errorf("%d keys were given of %d, %d got none; want the reserve of %d to stay", n, len(given), empties, protocol.PoolReserve)
+	}
+	token := c.admit(b)
+	c.want(isOK, takeByToken(b.id, pool, token))
+
+	// Another pool's name empties the pool.
+	other := blob(32)
+	if n := c.want(isOK, putKeys(b.id, other, start.Add(time.Hour).Unix(), 2)).GetCount().Count; n != 2 {
+		t.Errorf("%d keys in the new pool, want 2", n)
+	}
+	c.want(isRefused, takeByToken(b.id, pool, token))
+	c.want(isOK, takeByToken(b.id, other, token))
+}
+
+// Who drains a pool or fills a box works for it more and more; when it stops, the
+// work falls again.
+func TestWorkRisesAndFalls(t *testing.T) {
+	w := newWorld(t, nil)
+	c := w.caller()
+	b, quietBox := c.queue(box), c.queue(box)
+	pool := blob(32)
+	c.want(isOK, putKeys(b.id, pool, start.Add(20*24*time.Hour).Unix(), 50))
+	last := 0
+	for i := range 24 {
+		if a := c.want(isOK, w.workDeposit(b, 10)); a.Status != isOK {
+			t.Fatalf("deposit %d", i)
+		}
+		c.want(isOK, w.takeByWork(b.id, pool, 10))
+	}
+	for _, p := range []*pressure{&b.in(w).filling, &b.in(w).draining} {
+		w.mu.Lock()
+		bits := w.bitsLocked(p, &w.filling, w.now())
+		w.mu.Unlock()
+		if bits != 6 {
+			t.Errorf("%d bits after 24 uses, want 6", bits)
+		}
+		last = bits
+	}
+	refusedFor := func(m *made) int {
+		for {
+			a := c.ask(w.workDeposit(m, 0))
+			if a.Status == isWork {
+				return int(a.GetDemand().Bits)
+			}
+		}
+	}
+	if got := refusedFor(b); got != last {
+		t.Errorf("a demand of %d bits, want %d", got, last)
+	}
+	if got := refusedFor(quietBox); got != 4 {
+		t.Errorf("a quiet box demands %d bits, want 4", got)
+	}
+	w.clock.at = w.clock.at.Add(time.Hour)
+	if got := refusedFor(b); got != 4 {
+		t.Errorf("%d bits an hour later, want 4", got)
+	}
+}
+
+// in returns the service's view of a queue.
+func (m *made) in(w *world) *queue {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.queues[m.id]
+}
+
+// recordFor returns a valid record of an account for a day.
+func recordFor(t testing.TB, day uint32, replica byte) []byte {
+	t.Helper()
+	secret, err := identity.NewSecret(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dh, err := x25519.Generate(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	account, device := identity.NewAccountKey(secret), identity.NewDeviceKey(secret, dh)
+	bundle := blob(1700)
+	_, rec, err := record.Make(rand.Reader, account, identity.LookupSecret{1}, replica, 0, record.Body{
+		ManifestBytes: identity.SignManifest(account, uint64(start.Unix()), []identity.DeviceEntry{{Key: device.Device(), DH: dh.Public()}}),
+		Day:           day,
+		Bundles:       [][]byte{wire.Marshal(&wire.Signed{Body: bundle, Signature: device.Sign(protocol.LabelBundle, bundle)})},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec
+}
+
+func TestRecordsAreHeldForTheirDay(t *testing.T) {
+	published := map[[32]byte]int{}
+	w := newWorld(t, func(cfg *Config) {
+		cfg.Publish = func(_ context.Context, r Record) error {
+			published[r.Key]++
+			return nil
+		}
+	})
+	c := w.caller()
+	b := c.queue(box)
+	today := record.DayOf(start)
+	now, next := recordFor(t, today, 0), recordFor(t, today+1, 1)
+	if n := c.want(isOK, recordsRequest(b.id, false, now, next)).GetCount().Count; n != 2 {
+		t.Errorf("%d records held, want 2", n)
+	}
+	c.want(isOK, recordsRequest(b.id, false, now)) // again: still two
+	past, far, forged := recordFor(t, today-1, 0), recordFor(t, today+recordsAhead+1, 0), recordFor(t, today, 0)
+	forged[len(forged)-1] ^= 1
+	for name, rec := range map[string][]byte{"past": past, "far": far, "forged": forged, "short": {1, 2, 3}} {
+		if a := c.ask(recordsRequest(b.id, false, rec)); a.Status != isMalformed {
+			t.Errorf("a record that is %s: %v, want MALFORMED", name, a.Status)
+		}
+	}
+	dueAt := func(d time.Duration) [][32]byte {
+		w.clock.at = start.Add(d)
+		keys, err := w.due(map[[32]byte]time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got [][32]byte
+		for _, k := range keys {
+			rec, err := w.held(k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, rec.Key)
+		}
+		return got
+	}
+	for at, want := range map[time.Duration][]byte{0: now, 13 * time.Hour: next} {
+		if got := dueAt(at); len(got) != 1 || got[0] != record.KeyOf(want) {
+			t.Errorf("due after %s: %d records", at, len(got))
+		}
+	}
+	if got := dueAt(11*time.Hour + time.Minute); len(got) != 2 {
+		t.Errorf("shortly before midnight %d records are due, want 2", len(got))
+	}
+	w.clock.at = start.Add(24 * time.Hour)
+	if err := w.expire(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := c.want(isOK, recordsRequest(b.id, false)).GetCount().Count; n != 1 {
+		t.Errorf("%d records held a day later, want 1", n)
+	}
+	if n := c.want(isOK, recordsRequest(b.id, true)).GetCount().Count; n != 0 {
+		t.Errorf("%d records held after a replacement by none", n)
+	}
+}
