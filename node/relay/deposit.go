@@ -151,7 +151,9 @@ func (s *Service) stampLocked(h [sha256.Size]byte, now int64) error {
 	return nil
 }
 
-// reserveLocked keeps room for the deposit, until done.
+// reserveLocked keeps room for the deposit, until done. Between the commit of an
+// entry and its done it is counted twice, so that a queue that is almost full
+// may refuse too early, and never too late.
 func (d *deposit) reserveLocked() error {
 	s, q, n := d.s, d.q, int64(len(d.blob))
 	k := kinds[q.kind]
