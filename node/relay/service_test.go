@@ -363,10 +363,10 @@ func TestInfoSaysWhatTheRelayIs(t *testing.T) {
 // status that SPEC §13.4 gives it.
 func TestRefusals(t *testing.T) {
 	type scene struct {
-		w                 *world
-		owner, other      *caller
-		pair, box, log    *made
-		token, pool, keys []byte
+		w              *world
+		owner, other   *caller
+		pair, box, log *made
+		token, pool    []byte
 	}
 	change := func(req *wire.RelayRequest, fn func(*wire.RelayDeposit)) *wire.RelayRequest {
 		req = proto.CloneOf(req)

@@ -89,19 +89,26 @@ func (c *client) read(turns chan<- turn, b *block) error {
 		if err != nil {
 			return err
 		}
-		t := turn{held: 2 * len(frame)}
-		switch {
-		case !b.rate.Allow(), !c.s.traffic.pace(c.ctx, len(frame)),
-			!c.s.traffic.spend(len(frame), c.s.now()), !c.s.take(t.held):
-			t = turn{answer: ready(c.s.answerOf(nil, busy))}
-		default:
-			if t.answer, err = c.handle(frame); err != nil {
-				c.s.give(t.held)
-				return err
-			}
+		t, err := c.begin(frame, b)
+		if err != nil {
+			return err
 		}
 		turns <- t
 	}
+}
+
+// begin begins a request if there is room and time for it. An error ends the
+// stream.
+func (c *client) begin(frame []byte, b *block) (turn, error) {
+	s, held := c.s, 2*len(frame) // the frame, and the message that is made of it
+	if !b.rate.Allow() || !s.traffic.pace(c.ctx, len(frame)) || !s.traffic.spend(len(frame), s.now()) || !s.take(held) {
+		return turn{answer: ready(s.answerOf(nil, busy))}, nil
+	}
+	answer, err := c.handle(frame)
+	if err != nil {
+		s.give(held)
+	}
+	return turn{answer, held}, err
 }
 
 // write writes the answers in their order. After an error it resets the stream
