@@ -54,6 +54,12 @@ type Config struct {
 	// Rate is the most bytes of requests and answers a second, in the long run.
 	// Beyond it streams are slowed down, then get BUSY. Default: no limit.
 	Rate int
+	// CheckRecord judges a DHT record of 1 byte to [protocol.MaxRecord] from a
+	// stranger, for the day that it names: it returns that day, in days since
+	// 1970-01-01, and the key under which the record is published, or an error if
+	// no node would hold it on that day. It is called by many at once. Required
+	// with Publish.
+	CheckRecord func(rec []byte) (key [32]byte, day uint32, err error)
 	// Publish puts a record into the DHT. It is called on the record's day, every
 	// six hours, one call at a time. Default: PutRecords is MALFORMED here.
 	Publish func(context.Context, Record) error
@@ -111,6 +117,7 @@ func (cfg *Config) validate() error {
 	need(cfg.Store != nil, "no store")
 	need((cfg.Dir != "") != (cfg.Disk != nil), "want a folder or a disk in memory")
 	need(cfg.Quota > 0, "no quota")
+	need((cfg.Publish == nil) == (cfg.CheckRecord == nil), "want both of Publish and CheckRecord, or neither")
 	need(cfg.Rate >= 0, "a negative rate")
 	need(cfg.Limits.WorkBits <= protocol.MaxWork, "more bits of work than anybody does")
 	return errors.Join(errs...)

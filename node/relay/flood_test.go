@@ -131,6 +131,7 @@ func TestContactsGetThroughAFloodOfStrangers(t *testing.T) {
 // the stream, keeps its books and gives back its memory.
 func FuzzHandle(f *testing.F) {
 	w := newWorld(f, func(cfg *Config) {
+		cfg.CheckRecord = checkFake
 		cfg.Publish = func(context.Context, Record) error { return nil }
 	})
 	owner := w.caller()
@@ -140,7 +141,7 @@ func FuzzHandle(f *testing.F) {
 		infoRequest, owner.createRequest(m), owner.attachRequest(m, b), w.deposit(m, 2160), w.tokenDeposit(b, token),
 		w.workDeposit(b, 4), pollRequest(3), deletion(m.id, 1, 2), dropRequest(b.id), renewal(start.Add(time.Hour), m.id, b.id),
 		putKeys(b.id, blob(32), start.Add(time.Hour).Unix(), 1), takeByToken(b.id, blob(32), token),
-		w.takeByWork(b.id, blob(32), 4), countRequest(b.id, blob(32)), recordsRequest(b.id, true, blob(4096)),
+		w.takeByWork(b.id, blob(32), 4), countRequest(b.id, blob(32)), recordsRequest(b.id, true, fakeRecord(dayOf(start))),
 		setAccess(&wire.RelaySetAccess{Queue: b.id[:], Tokens: [][]byte{token}}),
 	} {
 		f.Add(wire.Marshal(req))

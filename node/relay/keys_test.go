@@ -2,17 +2,17 @@ package relay
 
 import (
 	"context"
-	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"starling/dht/record"
 	"starling/protocol"
-	"starling/protocol/identity"
 	"starling/protocol/relay"
 	"starling/protocol/wire"
-	"starling/protocol/x25519"
 )
 
 func putKeys(id relay.QueueID, pool []byte, expires int64, n int) *wire.RelayRequest {
@@ -166,33 +166,24 @@ func (m *made) in(w *world) *queue {
 	return w.queues[m.id]
 }
 
-// recordFor returns a valid record of an account for a day.
-func recordFor(t testing.TB, day uint32, replica byte) []byte {
-	t.Helper()
-	secret, err := identity.NewSecret(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
+// fakeRecord returns what checkFake takes for a record of a day.
+func fakeRecord(day uint32) []byte {
+	return binary.BigEndian.AppendUint32(blob(64), day)
+}
+
+// checkFake stands for the DHT's judgement of a record: the last four bytes are
+// the day, and the key is a hash.
+func checkFake(rec []byte) (key [32]byte, day uint32, err error) {
+	if len(rec) != 68 {
+		return key, 0, errors.New("not a record")
 	}
-	dh, err := x25519.Generate(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	account, device := identity.NewAccountKey(secret), identity.NewDeviceKey(secret, dh)
-	bundle := blob(1700)
-	_, rec, err := record.Make(rand.Reader, account, identity.LookupSecret{1}, replica, 0, record.Body{
-		ManifestBytes: identity.SignManifest(account, uint64(start.Unix()), []identity.DeviceEntry{{Key: device.Device(), DH: dh.Public()}}),
-		Day:           day,
-		Bundles:       [][]byte{wire.Marshal(&wire.Signed{Body: bundle, Signature: device.Sign(protocol.LabelBundle, bundle)})},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return rec
+	return sha256.Sum256(rec), binary.BigEndian.Uint32(rec[64:]), nil
 }
 
 func TestRecordsAreHeldForTheirDay(t *testing.T) {
 	published := map[[32]byte]int{}
 	w := newWorld(t, func(cfg *Config) {
+		cfg.CheckRecord = checkFake
 		cfg.Publish = func(_ context.Context, r Record) error {
 			published[r.Key]++
 			return nil
@@ -200,15 +191,15 @@ func TestRecordsAreHeldForTheirDay(t *testing.T) {
 	})
 	c := w.caller()
 	b := c.queue(box)
-	today := record.DayOf(start)
-	now, next := recordFor(t, today, 0), recordFor(t, today+1, 1)
+	today := dayOf(start)
+	now, next := fakeRecord(today), fakeRecord(today+1)
 	if n := c.want(isOK, recordsRequest(b.id, false, now, next)).GetCount().Count; n != 2 {
 		t.Errorf("%d records held, want 2", n)
 	}
 	c.want(isOK, recordsRequest(b.id, false, now)) // again: still two
-	past, far, forged := recordFor(t, today-1, 0), recordFor(t, today+recordsAhead+1, 0), recordFor(t, today, 0)
-	forged[len(forged)-1] ^= 1
-	for name, rec := range map[string][]byte{"past": past, "far": far, "forged": forged, "short": {1, 2, 3}} {
+	for name, rec := range map[string][]byte{
+		"past": fakeRecord(today - 1), "far": fakeRecord(today + recordsAhead + 1), "no record": {1, 2, 3},
+	} {
 		if a := c.ask(recordsRequest(b.id, false, rec)); a.Status != isMalformed {
 			t.Errorf("a record that is %s: %v, want MALFORMED", name, a.Status)
 		}
@@ -230,7 +221,7 @@ func TestRecordsAreHeldForTheirDay(t *testing.T) {
 		return got
 	}
 	for at, want := range map[time.Duration][]byte{0: now, 13 * time.Hour: next} {
-		if got := dueAt(at); len(got) != 1 || got[0] != record.KeyOf(want) {
+		if got := dueAt(at); len(got) != 1 || got[0] != sha256.Sum256(want) {
 			t.Errorf("due after %s: %d records", at, len(got))
 		}
 	}
@@ -247,4 +238,44 @@ func TestRecordsAreHeldForTheirDay(t *testing.T) {
 	if n := c.want(isOK, recordsRequest(b.id, true)).GetCount().Count; n != 0 {
 		t.Errorf("%d records held after a replacement by none", n)
 	}
+}
+
+// Run publishes what is due, again after six hours, and not what was dropped.
+func TestRecordsArePublishedOnTheirDay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		published := map[[32]byte]int{}
+		var mu sync.Mutex
+		w := newWorld(t, func(cfg *Config) {
+			cfg.Now = time.Now
+			cfg.CheckRecord = checkFake
+			cfg.Publish = func(_ context.Context, r Record) error {
+				mu.Lock()
+				defer mu.Unlock()
+				published[r.Key]++
+				return nil
+			}
+		})
+		w.clock.at = time.Now()
+		c := w.caller()
+		b, dropped := c.queue(box), c.queue(box)
+		today := dayOf(time.Now())
+		now, next, never := fakeRecord(today), fakeRecord(today+1), fakeRecord(today+1)
+		c.want(isOK, recordsRequest(b.id, false, now, next))
+		c.want(isOK, recordsRequest(dropped.id, false, never))
+		c.want(isOK, dropRequest(dropped.id))
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { w.publish(ctx) })
+		time.Sleep(48 * time.Hour) // from midnight UTC, as bubbles begin
+		cancel()
+		wg.Wait()
+		for name, x := range map[string]struct {
+			rec  []byte
+			want int
+		}{"today's": {now, 4}, "tomorrow's": {next, 5}, "the dropped": {never, 0}} {
+			if got := published[sha256.Sum256(x.rec)]; got != x.want {
+				t.Errorf("%s record was published %d times, want %d", name, got, x.want)
+			}
+		}
+	})
 }

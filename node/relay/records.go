@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"starling/dht/record"
 	"starling/node/store"
 	"starling/protocol"
 	"starling/protocol/relay"
@@ -17,11 +16,10 @@ const (
 	publishLook  = time.Minute   // between two looks for records that are due
 	publishAgain = 6 * time.Hour // between two publications of a record
 	publishEarly = time.Hour     // before its day, as the owner does (SPEC §10.5)
-	leastRecord  = 4 << 10       // bytes of the shortest record
 )
 
-// dayStart is the beginning of a day.
-func dayStart(day uint32) time.Time { return time.Unix(int64(day)*86400, 0) }
+// dayOf returns the day of t: days since 1970-01-01 UTC.
+func dayOf(t time.Time) uint32 { return uint32(t.Unix() / 86400) }
 
 // putRecords holds DHT records of today and of coming days, all or none. Each is
 // checked as its holders will, on its own day.
@@ -37,18 +35,15 @@ func (c *client) putRecords(m *wire.RelayPutRecords) (*wire.RelayAnswer, error) 
 	if err != nil {
 		return nil, err
 	}
-	today := record.DayOf(s.now())
-	for _, rec := range m.Records {
-		if len(rec) < leastRecord {
+	today := dayOf(s.now())
+	rows := make([]*store.RelayAhead, len(m.Records))
+	keys := make([]store.RowKey, len(m.Records))
+	for i, rec := range m.Records {
+		key, day, err := s.cfg.CheckRecord(rec)
+		if err != nil || day < today || day-today > recordsAhead {
 			return nil, malformed
 		}
-		day := record.Day(rec)
-		if day < today || day-today > recordsAhead {
-			return nil, malformed
-		}
-		if record.Validate(record.KeyOf(rec), rec, dayStart(day)) != nil {
-			return nil, malformed
-		}
+		rows[i], keys[i] = &store.RelayAhead{Record: rec, Day: day}, store.RelayRecordKey(q.id, key)
 	}
 	n := int64(len(m.Records)) * protocol.MaxRecord
 	if err := s.reserveShare(q, n); err != nil {
@@ -65,8 +60,7 @@ func (c *client) putRecords(m *wire.RelayPutRecords) (*wire.RelayAnswer, error) 
 		if err := s.expireRecords(tx, q.id, row); err != nil {
 			return err
 		}
-		for _, rec := range m.Records {
-			k := store.RelayRecordKey(q.id, record.KeyOf(rec))
+		for i, k := range keys {
 			has, err := store.RelayRecords.Has(tx, k)
 			if err != nil {
 				return err
@@ -77,7 +71,7 @@ func (c *client) putRecords(m *wire.RelayPutRecords) (*wire.RelayAnswer, error) 
 			if row.Records > protocol.MaxRecordsAhead {
 				return quota
 			}
-			if err := store.RelayRecords.Put(tx, k, &store.RelayAhead{Record: rec, Day: record.Day(rec)}); err != nil {
+			if err := store.RelayRecords.Put(tx, k, rows[i]); err != nil {
 				return err
 			}
 		}
@@ -103,7 +97,7 @@ func dropRecords(tx *store.Tx, id relay.QueueID) error {
 // expireRecords deletes the records of a box whose day is over, and counts those
 // that are left.
 func (s *Service) expireRecords(tx *store.Tx, id relay.QueueID, row *store.RelayQueue) error {
-	today := record.DayOf(s.now())
+	today := dayOf(s.now())
 	row.Records = 0
 	for r, err := range store.RelayRecords.Scan(tx, store.RelayOf(id), nil) {
 		if err != nil && !errors.Is(err, store.ErrDamaged) {
@@ -124,7 +118,7 @@ func (s *Service) expireRecords(tx *store.Tx, id relay.QueueID, row *store.Relay
 func (s *Service) publish(ctx context.Context) {
 	every := time.NewTicker(publishLook)
 	defer every.Stop()
-	done := map[[record.KeySize]byte]time.Time{} // when each was last published
+	done := map[[32]byte]time.Time{} // when each was last published
 	for {
 		due, err := s.due(done)
 		if err != nil {
@@ -154,14 +148,14 @@ func (s *Service) publish(ctx context.Context) {
 
 // due returns the rows of records of today, or tomorrow's shortly before, that
 // were not published lately. It forgets what it knows of other days.
-func (s *Service) due(done map[[record.KeySize]byte]time.Time) (keys []store.RowKey, err error) {
+func (s *Service) due(done map[[32]byte]time.Time) (keys []store.RowKey, err error) {
 	now := s.now()
 	for k, at := range done {
 		if now.Sub(at) >= publishAgain {
 			delete(done, k)
 		}
 	}
-	today, next := record.DayOf(now), record.DayOf(now.Add(publishEarly))
+	today, next := dayOf(now), dayOf(now.Add(publishEarly))
 	err = s.db.View(func(tx *store.Tx) error {
 		for r, err := range store.RelayRecords.Scan(tx, nil, nil) {
 			if errors.Is(err, store.ErrDamaged) {
@@ -170,7 +164,7 @@ func (s *Service) due(done map[[record.KeySize]byte]time.Time) (keys []store.Row
 			if err != nil {
 				return err
 			}
-			_, lately := done[[record.KeySize]byte(r.Key[relay.QueueIDSize:])]
+			_, lately := done[[32]byte(r.Key[relay.QueueIDSize:])]
 			if d := r.Value.Day; !lately && (d == today || d == next) {
 				keys = append(keys, r.Key)
 			}
@@ -188,7 +182,7 @@ func (s *Service) held(key store.RowKey) (rec Record, err error) {
 			return nil
 		}
 		if err == nil {
-			rec = Record{Key: [record.KeySize]byte(key[relay.QueueIDSize:]), Bytes: row.Record}
+			rec = Record{Key: [32]byte(key[relay.QueueIDSize:]), Bytes: row.Record}
 		}
 		return err
 	})
