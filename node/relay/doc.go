@@ -13,8 +13,9 @@
 //	drop       row, entries                after a crash, entries without a row are dropped
 //	take key   row deleted, then answered  a crash may lose a key, never repeat one
 //
-// The store ID (SPEC §13.5) is in both, so that a spool which was lost, or put
-// back, without its store is noticed by the next New, which draws another ID.
+// The store ID (SPEC §13.5) is in both, so that the next New notices if one of
+// them was lost or exchanged without the other, and draws another ID. An older
+// copy of the spool under the same store is not noticed.
 //
 // Everything that a deposit needs is in memory: some 500 bytes for each queue.
 // Uses of proofs of work are there alone; a restart forgets them.
@@ -25,9 +26,11 @@
 // of all streams share a sync and a signature. Any other request waits for the
 // deposits before it. A poll that waits holds no buffer.
 //
-// What it does not do: publish records, know who is whose contact, or copy
-// anything to another relay. It has no part yet for blobs and for dialling back:
-// [New] describes what it answers.
+// What it does not do: judge or publish records (its caller does), know who is
+// whose contact, or copy anything to another relay. It keeps no blobs and dials
+// nobody back: [New] says what it answers. A deposit that is repeated is a second
+// entry, which the reader recognises. A relay open to anybody can be filled from
+// as many address blocks as it has shares; [AdmitTokens] is what prevents that.
 //
 // Lock order: Service.mu before any lock of the spool; traffic.mu alone.
 package relay
