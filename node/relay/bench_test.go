@@ -3,6 +3,7 @@ package relay
 import (
 	"crypto/sha256"
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -115,4 +116,40 @@ func BenchmarkDrain(b *testing.B) {
 		n += len(ids)
 	}
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "messages/s")
+}
+
+// BenchmarkWaitingReader reports what a reader that waits for a message takes,
+// in heap and stacks, both ends of its stream together.
+func BenchmarkWaitingReader(b *testing.B) {
+	const readers = 40 // libp2p lets one peer have few more streams of a protocol
+	w := served(b, func(cfg *Config) { cfg.Limits.Peer = readers })
+	h := quiet(b)
+	m := w.makeable(pairwise)
+	first := w.dial(b, h)
+	first.ask(b, first.c.createRequest(m))
+	used := func() uint64 {
+		var s runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&s)
+		return s.HeapAlloc + s.StackInuse
+	}
+	wait := pollRequest(10)
+	wait.GetPoll().Wait = 55
+	for b.Loop() {
+		before := used()
+		var lines []*line
+		for range readers - 1 {
+			l := w.dial(b, h)
+			l.ask(b, l.c.attachRequest(m))
+			l.send(b, wait)
+			lines = append(lines, l)
+		}
+		b.ReportMetric(float64(used()-before)/float64(len(lines)), "bytes/reader")
+		for _, l := range lines {
+			l.Refuse()
+		}
+		for w.Status().Streams > 1 {
+			runtime.Gosched()
+		}
+	}
 }
