@@ -102,8 +102,18 @@ type Config struct {
 	// looked. It must not block. Default nil.
 	OnLookup func(dht.Report)
 
+	// OnConnect is told of every connection that comes to be: with whom, and
+	// whether it is direct or through a circuit relay. It is called from libp2p
+	// and must neither block nor call the node. Default nil.
+	OnConnect func(p peer.ID, direct bool)
+
 	// Transports replaces QUIC and TCP, for simulated networks.
 	Transports []libp2p.Option
+
+	// Circuits offers circuits (circuit relay v2, hop) to nodes that nobody can
+	// dial, with libp2p's limits: 128 reservations, and two minutes and 128 KiB a
+	// circuit. It serves once this node is found to be reachable. Default off.
+	Circuits bool
 
 	// NoMDNS, NoPortMap, NoAutoNAT, NoHolePunch and NoRelayClient switch off
 	// what their names say. NoAddressDiscovery stops identify from asking

@@ -95,6 +95,9 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 			opts = append(opts, libp2p.EnableHolePunching())
 		}
 	}
+	if cfg.Circuits {
+		opts = append(opts, libp2p.EnableRelayService())
+	}
 	if cfg.NoAddressDiscovery {
 		opts = append(opts, libp2p.DisableIdentifyAddressDiscovery())
 	}
@@ -108,6 +111,11 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	h, err := libp2p.New(append(opts, libp2p.NoListenAddrs)...)
 	if err != nil {
 		return nil, fmt.Errorf("starting the network: %w", err)
+	}
+	if cfg.OnConnect != nil {
+		h.Network().Notify(&network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) {
+			cfg.OnConnect(c.RemotePeer(), !c.Stat().Limited)
+		}})
 	}
 	if err := h.Network().Listen(listen...); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting the network: %w", err), h.Close())
