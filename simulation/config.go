@@ -3,6 +3,7 @@ package simulation
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"starling/simulation/network"
@@ -37,7 +38,10 @@ type Config struct {
 	// bytes is lost, 0 to 1.
 	Loss float64
 
-	// Noise encrypts connections as on the internet, for twice the CPU. Default:
+	// Face is what nodes speak over the network. Default: streams.
+	Face Face
+
+	// Noise encrypts streams as on the internet, for twice the CPU. Default:
 	// plain, with the same handshakes above it.
 	Noise bool
 
@@ -85,10 +89,43 @@ type Config struct {
 type NodeSpec struct {
 	Name     string        // required, unique; also the profile name
 	Region   string        // for topologies with regions
-	Role     string        // for the results. Default "peer"
+	Role     string        // for the results. Default "peer": one that others join through
 	Up, Down int64         // bits per second. Default 50,000,000
 	Skew     time.Duration // how wrong its clock is; positive is fast
 	Client   bool          // a DHT client, which holds nothing for others
+
+	// NAT is what is between the node and the network. Default: nothing. A node
+	// behind one is found by circuits, and from there, in the packet face, by
+	// hole punching. Others do not join through it, so the first peer has none.
+	NAT network.NAT
+
+	// Circuits offers circuits to nodes behind NATs. It needs a node that has
+	// none itself.
+	Circuits bool
+}
+
+// A Face is what the nodes of a world speak over its network.
+type Face int
+
+// The faces. Streams cost less. Packets are what loss, congestion and NATs are
+// real for; streams have no hole punching.
+const (
+	Streams Face = iota // libp2p's upgrader and yamux, as over TCP
+	Packets             // libp2p's QUIC, as over UDP
+	Both                // nodes listen on both, and dial QUIC first
+)
+
+// String returns the face as scenarios and manifests spell it.
+func (f Face) String() string {
+	switch f {
+	case Streams:
+		return "stream"
+	case Packets:
+		return "packet"
+	case Both:
+		return "both"
+	}
+	return fmt.Sprintf("Face(%d)", int(f))
 }
 
 // A StoreKind says where nodes keep their rows.
@@ -136,6 +173,19 @@ func (c Config) withDefaults() (Config, error) {
 			errs = append(errs, fmt.Errorf("simulation: two nodes are named %q", n.Name))
 		}
 		names[n.Name] = true
+		if n.NAT > network.Symmetric {
+			errs = append(errs, fmt.Errorf("simulation: there is no %v, as %q has", n.NAT, n.Name))
+		}
+		if n.NAT != network.NoNAT && n.Circuits {
+			errs = append(errs, fmt.Errorf("simulation: %q offers circuits from behind a NAT", n.Name))
+		}
+	}
+	first := slices.IndexFunc(c.Nodes, func(n NodeSpec) bool { return orDefault(n.Role, rolePeer) == rolePeer })
+	if first >= 0 && c.Nodes[first].NAT != network.NoNAT {
+		errs = append(errs, fmt.Errorf("simulation: nobody can join through %q, the first peer, behind its NAT", c.Nodes[first].Name))
+	}
+	if c.Face < Streams || c.Face > Both {
+		errs = append(errs, fmt.Errorf("simulation: there is no face %d", c.Face))
 	}
 	if c.Loss < 0 || c.Loss > 1 {
 		errs = append(errs, fmt.Errorf("simulation: Config.Loss is %g, not 0 to 1", c.Loss))
@@ -169,6 +219,30 @@ func (c Config) withDefaults() (Config, error) {
 		c.Interrupted = func() bool { return false }
 	}
 	return c, errors.Join(errs...)
+}
+
+// rolePeer is the role of nodes that are what they seem.
+const rolePeer = "peer"
+
+// security says how connections are encrypted, as manifests spell it.
+func (c Config) security() string {
+	streams := "plain"
+	if c.Noise {
+		streams = "noise"
+	}
+	switch c.Face {
+	case Packets:
+		return "tls"
+	case Both:
+		return "tls, " + streams
+	default:
+		return streams
+	}
+}
+
+// hasNATs reports whether anybody is behind one.
+func (c Config) hasNATs() bool {
+	return slices.ContainsFunc(c.Nodes, func(n NodeSpec) bool { return n.NAT != network.NoNAT })
 }
 
 func orDefault[T comparable](v, def T) T {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"starling/node"
 	"starling/node/session"
@@ -35,7 +36,7 @@ type Node struct {
 	meter *meter
 
 	account string // text form; known from the first start
-	entry   string // multiaddr with /p2p; likewise
+	entry   string // multiaddr with /p2p; likewise, and empty behind a NAT
 	joins   []string
 
 	mu      sync.Mutex // guards what follows; never held across a wait
@@ -91,13 +92,24 @@ func (n *Node) Start() error {
 		return fmt.Errorf("opening the store of %s: %w", n.spec.Name, err)
 	}
 	n.port.Restore()
+	listen, transports := n.speaks()
 	cfg := node.Config{
 		Store: db, Name: n.spec.Name, Rand: n.rand, Now: n.Clock,
-		Listen: []string{n.port.Listen()}, Bootstrap: n.joins,
+		Listen: listen, Bootstrap: n.joins,
 		Conns: n.w.cfg.Conns, DHTTable: n.w.cfg.Table, DHTRefresh: n.w.cfg.Refresh, DHT: node.DHTServer,
 		Observe: n.eyes, OnLookup: n.lookedUp,
-		Transports: append(n.port.Options(), libp2p.BandwidthReporter(n.meter)),
-		NoMDNS:     true, NoPortMap: true, NoAutoNAT: true, NoHolePunch: true, NoRelayClient: true, NoAddressDiscovery: true,
+		Transports: append(transports, libp2p.BandwidthReporter(n.meter)), Circuits: n.spec.Circuits,
+		NoMDNS: true, NoPortMap: true, NoAutoNAT: true, NoHolePunch: true, NoRelayClient: true, NoAddressDiscovery: true,
+	}
+	if n.w.pairs != nil {
+		// Everybody dials circuits and punches holes, as on the internet. Only who
+		// is behind a NAT has to be told how others see it.
+		cfg.NoRelayClient, cfg.NoHolePunch = false, false
+		cfg.NoAddressDiscovery = n.spec.NAT == network.NoNAT
+		cfg.OnConnect = func(p peer.ID, direct bool) { n.w.connected(n, p, direct) }
+	}
+	if n.spec.NAT != network.NoNAT {
+		cfg.DHT = node.DHTAuto // which finds that it cannot be reached
 	}
 	if n.spec.Client {
 		cfg.DHT = node.DHTClient
@@ -108,7 +120,11 @@ func (n *Node) Start() error {
 	}
 	s := live.Status()
 	was := n.account
-	n.account, n.entry = s.Account, s.BootstrapAddrs[0]
+	n.account = s.Account
+	if n.spec.NAT == network.NoNAT {
+		n.entry = fmt.Sprintf("%s/p2p/%s", listen[0], s.PeerID)
+	}
+	n.w.known(s.PeerID, n)
 	n.w.oracle.started(n, was, s.Journal)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.mu.Lock()
@@ -130,10 +146,22 @@ func (n *Node) Start() error {
 	return nil
 }
 
+// speaks returns where the node listens, and what makes it speak to the
+// network of its world; QUIC first, as libp2p dials.
+func (n *Node) speaks() (listen []string, options []libp2p.Option) {
+	if n.w.cfg.Face != Streams {
+		listen, options = append(listen, n.port.QUICListen()), append(options, n.port.QUICOptions()...)
+	}
+	if n.w.cfg.Face != Packets {
+		listen, options = append(listen, n.port.Listen()), append(options, n.port.Options()...)
+	}
+	return listen, options
+}
+
 // entries chooses the earlier nodes to join through.
 func (n *Node) entries() []string {
 	joins := []string{}
-	earlier := slices.DeleteFunc(slices.Clone(n.w.nodes), func(m *Node) bool { return m.entry == "" || m == n || m.spec.Role != "peer" })
+	earlier := slices.DeleteFunc(slices.Clone(n.w.nodes), func(m *Node) bool { return m.entry == "" || m == n || m.spec.Role != rolePeer })
 	r := n.w.Rand("join " + n.spec.Name)
 	r.Shuffle(len(earlier), func(i, j int) { earlier[i], earlier[j] = earlier[j], earlier[i] })
 	for _, m := range earlier[:min(len(earlier), n.w.cfg.Entries)] {
@@ -281,6 +309,7 @@ func (n *Node) Add(m *Node, link string) error {
 	if _, err := live.AddContact(n.w.ctx, link, m.spec.Name); err != nil {
 		return fmt.Errorf("%s adds %s: %w", n.spec.Name, m.spec.Name, err)
 	}
+	n.w.befriended(n, m)
 	return nil
 }
 

@@ -60,7 +60,11 @@ func (r *recorder) chunk(c network.Chunk) {
 	binary.BigEndian.PutUint64(b[0:], uint64(c.From))
 	binary.BigEndian.PutUint64(b[8:], uint64(c.To))
 	binary.BigEndian.PutUint64(b[16:], uint64(c.Arrival.UnixNano()))
-	binary.BigEndian.PutUint64(b[24:], uint64(c.Size))
+	size := uint64(c.Size)
+	if c.Datagram {
+		size |= 1 << 63
+	}
+	binary.BigEndian.PutUint64(b[24:], size)
 	r.trace.Write(b[:])
 	if r.packets != nil {
 		r.packets(time.Since(r.epoch), c)

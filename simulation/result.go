@@ -17,6 +17,7 @@ type Result struct {
 	Traffic   []Traffic // by node and protocol
 	Usage     []Usage   // what the run itself took, about once a second of real time
 	Sightings []Sighting
+	Pairs     []Pair // of friends, by index; only if somebody is behind a NAT
 	Envelopes Envelopes
 	Metrics   []Metric // what the scenario measured itself, in the order reported
 	Violation *Violation
@@ -32,7 +33,8 @@ type Manifest struct {
 	Defaults   map[string]string `json:"defaults,omitempty"` // the values of the other parameters
 	Nodes      int               `json:"nodes"`
 	Store      string            `json:"store"`    // memory or badger
-	Security   string            `json:"security"` // plain or noise
+	Face       string            `json:"face"`     // stream, packet or both
+	Security   string            `json:"security"` // of streams plain or noise, of packets tls
 	Exact      bool              `json:"exact"`
 	TraceHash  string            `json:"trace_hash,omitempty"` // exact mode: SHA-256 over everything that happened, hexadecimal
 	Version    string            `json:"version"`              // of this program
@@ -73,9 +75,17 @@ type NodeResult struct {
 	Name    string
 	Region  string
 	Role    string // peer, sybil, spammer, …
+	NAT     string // none, or its kind
 	Starts  int
 	Crashes int
 	Up      time.Duration // how long it ran
+}
+
+// A Pair is two nodes whose people are friends, and how the two were connected.
+type Pair struct {
+	A, B    int           // indices of Nodes; A is the lower
+	Relayed time.Duration // first connection through a circuit; negative if there was none
+	Direct  time.Duration // first connection of their own; likewise
 }
 
 // A Message is one text that a node accepted from its user.

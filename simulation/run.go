@@ -124,6 +124,9 @@ func run(cfg Config, play func(*World) error, c *clocks) (*Result, error) {
 func newWorld(cfg Config, dog *bubble.Watchdog) (*World, error) {
 	w := &World{cfg: cfg, dog: dog, byName: map[string]*Node{}, epoch: time.Now(), split: -1}
 	w.log = &recorder{epoch: w.epoch, dog: dog, sink: cfg.Sink, packets: cfg.Packets, trace: sha256.New()}
+	if cfg.hasNATs() {
+		w.pairs, w.friends, w.peers = map[[2]int]*Pair{}, map[*Pair]bool{}, map[string]*Node{}
+	}
 	w.oracle = newOracle(w)
 	w.ctx, w.end = context.WithCancelCause(context.Background())
 	var err error
@@ -134,12 +137,12 @@ func newWorld(cfg Config, dog *bubble.Watchdog) (*World, error) {
 		return nil, err
 	}
 	for i, spec := range cfg.Nodes {
-		spec.Role = orDefault(spec.Role, "peer")
+		spec.Role = orDefault(spec.Role, rolePeer)
 		n := &Node{w: w, index: i, spec: spec, meter: newMeter(), down: -1}
 		n.rand, n.ids = newRand(cfg.Seed, "node "+spec.Name), newRand(cfg.Seed, "messages of "+spec.Name)
 		n.eyes = w.oracle.observer(n)
-		n.result = NodeResult{Name: spec.Name, Region: spec.Region, Role: spec.Role}
-		if n.port, err = w.net.Join(network.Site{Index: i, Region: spec.Region}, spec.Up, spec.Down); err != nil {
+		n.result = NodeResult{Name: spec.Name, Region: spec.Region, Role: spec.Role, NAT: spec.NAT.String()}
+		if n.port, err = w.net.Join(network.Site{Index: i, Region: spec.Region, NAT: spec.NAT}, spec.Up, spec.Down); err != nil {
 			return nil, err
 		}
 		if n.key, err = store.NewKey(n.rand); err != nil {
@@ -290,14 +293,12 @@ func (w *World) result(simulated time.Duration, hash string) *Result {
 		}
 	}
 	r.Sightings = w.sightings()
+	r.Pairs = w.friendPairs()
 	r.Manifest = Manifest{
 		Scenario: w.cfg.Scenario, Source: w.cfg.Source, Seed: w.cfg.Seed, Params: w.cfg.Params, Defaults: w.cfg.Defaults, Nodes: len(w.nodes),
-		Store: w.cfg.Store.String(), Security: "plain", Exact: exact.Enabled(), Version: Version(),
+		Store: w.cfg.Store.String(), Face: w.cfg.Face.String(), Security: w.cfg.security(), Exact: exact.Enabled(), Version: Version(),
 		Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, Epoch: w.cfg.Epoch, Simulated: Seconds(simulated),
 		Repeat: w.cfg.Repeat, Pending: pending,
-	}
-	if w.cfg.Noise {
-		r.Manifest.Security = "noise"
 	}
 	if exact.Enabled() {
 		r.Manifest.TraceHash = hash

@@ -61,9 +61,12 @@ type World struct {
 	mu      sync.Mutex // guards what follows; never held across a wait
 	faults  []Fault
 	losses  []loss
-	quiet   time.Duration  // when the last fault ended
-	split   int            // index in faults of the partition that lasts, or -1
-	closers []func() error // what else is closed at the end
+	quiet   time.Duration    // when the last fault ended
+	split   int              // index in faults of the partition that lasts, or -1
+	closers []func() error   // what else is closed at the end
+	pairs   map[[2]int]*Pair // by index; nil in a world without NATs
+	friends map[*Pair]bool   // those of pairs whose people are friends
+	peers   map[string]*Node // by peer ID, in its text form
 }
 
 // Now returns how long virtual time has run.
@@ -324,15 +327,17 @@ func (w *World) begin(kind, what string) int {
 }
 
 // calm reports whether no fault that touches two nodes is under way, wrong clocks
-// aside, and since when. That others have crashed touches neither.
+// aside, and since when. That others have crashed touches only who is behind a
+// NAT, and so needs them.
 func (w *World) calm(a, b *Node) (calm bool, since time.Duration) {
+	alone := a.spec.NAT == network.NoNAT && b.spec.NAT == network.NoNAT
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.faults {
 		if f.Kind == "skew" {
 			continue
 		}
-		if n := w.byName[f.What]; f.Kind == "crash" && n != nil && n != a && n != b {
+		if n := w.byName[f.What]; f.Kind == "crash" && alone && n != nil && n != a && n != b {
 			continue
 		}
 		if f.To < 0 {
