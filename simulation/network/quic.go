@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/config"
@@ -15,6 +16,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/transport"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
+	ma "github.com/multiformats/go-multiaddr"
 )
 
 // QUICOptions returns what makes a libp2p host speak QUIC over this network,
@@ -48,6 +50,7 @@ func (p *Port) QUICListen() string {
 type quic struct {
 	transport.Transport
 	sockets *quicreuse.ConnManager
+	power   <-chan struct{} // closed when it is lost
 }
 
 func (p *Port) newQUIC(power <-chan struct{}, key crypto.PrivKey, psk pnet.PSK, g connmgr.ConnectionGater, m libnet.ResourceManager) (*quic, error) {
@@ -70,7 +73,47 @@ func (p *Port) newQUIC(power <-chan struct{}, key crypto.PrivKey, psk pnet.PSK, 
 	if err != nil {
 		return nil, errors.Join(err, sockets.Close())
 	}
-	return &quic{t, sockets}, nil
+	return &quic{t, sockets, power}, nil
+}
+
+// Listen implements [transport.Transport].
+func (q *quic) Listen(a ma.Multiaddr) (transport.Listener, error) {
+	l, err := q.Transport.Listen(a)
+	if err != nil {
+		return nil, err
+	}
+	return &deaf{Listener: l, power: q.power, closed: make(chan struct{})}, nil
+}
+
+// A deaf listener hears nothing once the power is lost, as one of streams does,
+// where QUIC would say that it ended. Then the swarm would believe in a mistake
+// and complain.
+type deaf struct {
+	transport.Listener
+	power  <-chan struct{}
+	close  sync.Once
+	closed chan struct{} // by Close
+}
+
+// Accept implements [transport.Listener].
+func (d *deaf) Accept() (transport.CapableConn, error) {
+	c, err := d.Listener.Accept()
+	if err == nil {
+		return c, nil
+	}
+	select {
+	case <-d.power:
+		<-d.closed
+		return nil, transport.ErrListenerClosed
+	default:
+		return nil, err
+	}
+}
+
+// Close implements [transport.Listener].
+func (d *deaf) Close() error {
+	d.close.Do(func() { close(d.closed) })
+	return d.Listener.Close()
 }
 
 // Close closes the sockets. The swarm calls it after it closed what uses them.

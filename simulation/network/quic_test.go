@@ -122,6 +122,10 @@ func TestQUICHostsMeetAgainAfterPowerIsLost(t *testing.T) {
 		connectHosts(t, ada, bo)
 		stale := bt.QUICOptions()
 		bt.Cut()
+		time.Sleep(time.Second)
+		if len(bo.Network().ListenAddresses()) == 0 {
+			t.Error("the swarm heard that its listener ended")
+		}
 		closeHost(t, bo)
 		if ada.Network().Connectedness(bo.ID()) != libnet.Connected {
 			t.Error("ada noticed at once")
