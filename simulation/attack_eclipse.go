@@ -167,7 +167,8 @@ func (w *World) honest(key [record.KeySize]byte) ([]peer.AddrInfo, error) {
 // sybil starts a bare host in the node's place. It ends with the world.
 func (n *Node) sybil(key crypto.PrivKey) (host.Host, error) {
 	n.port.Restore()
-	h, err := libp2p.New(append(n.port.Options(),
+	at, transports := n.speaks()
+	h, err := libp2p.New(append(transports,
 		libp2p.Identity(key), libp2p.UserAgent(protocol.Agent), libp2p.ProtocolVersion(protocol.Agent),
 		libp2p.ConnectionManager(connmgr.NullConnMgr{}), libp2p.BandwidthReporter(n.meter),
 		libp2p.DisableRelay(), libp2p.DisableMetrics(), libp2p.DisableIdentifyAddressDiscovery(), libp2p.NoListenAddrs)...)
@@ -175,11 +176,11 @@ func (n *Node) sybil(key crypto.PrivKey) (host.Host, error) {
 		return nil, fmt.Errorf("starting the sybil %s: %w", n.Name(), err)
 	}
 	n.w.onClose(h.Close)
-	listen, err := ma.NewMultiaddr(n.port.Listen())
-	if err == nil {
-		err = h.Network().Listen(listen)
+	listen := make([]ma.Multiaddr, len(at))
+	for i, a := range at {
+		listen[i] = ma.StringCast(a) // a port knows how
 	}
-	if err != nil {
+	if err := h.Network().Listen(listen...); err != nil {
 		return nil, fmt.Errorf("starting the sybil %s: %w", n.Name(), err)
 	}
 	n.mu.Lock()

@@ -99,8 +99,8 @@ type NodeSpec struct {
 	// hole punching. Others do not join through it, so the first peer has none.
 	NAT network.NAT
 
-	// Circuits offers circuits to nodes behind NATs. It needs a node that has
-	// none itself.
+	// Circuits offers circuits to nodes behind NATs. It takes a node that is
+	// behind none, as being a sybil does.
 	Circuits bool
 }
 
@@ -176,8 +176,8 @@ func (c Config) withDefaults() (Config, error) {
 		if n.NAT > network.Symmetric {
 			errs = append(errs, fmt.Errorf("simulation: there is no %v, as %q has", n.NAT, n.Name))
 		}
-		if n.NAT != network.NoNAT && n.Circuits {
-			errs = append(errs, fmt.Errorf("simulation: %q offers circuits from behind a NAT", n.Name))
+		if n.NAT != network.NoNAT && (n.Circuits || n.Role == RoleSybil) {
+			errs = append(errs, fmt.Errorf("simulation: %q is to serve others from behind a NAT", n.Name))
 		}
 	}
 	first := slices.IndexFunc(c.Nodes, func(n NodeSpec) bool { return orDefault(n.Role, rolePeer) == rolePeer })

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,6 +50,14 @@ type group struct {
 	up, down int64
 	skew     [2]time.Duration
 	clients  float64
+	nats     []natShare // the rest has none
+	circuits bool
+}
+
+// A natShare is how many of a group are behind a kind of NAT.
+type natShare struct {
+	kind  network.NAT
+	share float64
 }
 
 // size returns how many nodes the group has.
@@ -126,6 +135,7 @@ func (r *reader) read(t *table, folder string) *plan {
 	p.readNode(top.sub("node"))
 	p.readNetwork(top.sub("network"), folder)
 	p.checkGroups(top)
+	p.checkNATs(top.subs("nodes"))
 	if s := top.sub("friends"); s.table != nil {
 		p.readFriends(s)
 	}
@@ -190,6 +200,14 @@ func (p *plan) readGroup(s section) {
 	g.up, g.down = s.rate("up"), s.rate("down")
 	g.skew = s.durations("skew", [2]time.Duration{}, -longest)
 	g.clients = s.share("clients", 0)
+	g.nats = readNAT(s)
+	g.circuits = s.flag("circuits", false)
+	if g.nats != nil && g.circuits {
+		s.clash("circuits", "from behind a NAT nobody can offer them")
+	}
+	if g.nats != nil && g.role == simulation.RoleSybil {
+		s.clash("nat", "a node of role %q serves others, which nobody can from behind a NAT", g.role)
+	}
 	s.done()
 	p.groups = append(p.groups, g)
 	p.nodes += g.size()
@@ -198,6 +216,70 @@ func (p *plan) readGroup(s section) {
 	}
 	if g.role == rolePeer {
 		p.peers += g.size()
+	}
+}
+
+// kindsOfNAT are all of them, none first.
+var kindsOfNAT = []network.NAT{network.NoNAT, network.FullCone, network.PortRestricted, network.Symmetric}
+
+// readNAT reads the kind of NAT that a group is behind, or the share of each.
+func readNAT(s section) []natShare {
+	const key = "nat"
+	it := s.known(key)
+	if it == nil {
+		return nil
+	}
+	if t, ok := it.value.(*table); ok {
+		return readNATs(s.section("[nodes.nat]", t))
+	}
+	words := make([]string, len(kindsOfNAT))
+	for i, k := range kindsOfNAT {
+		words[i] = k.String()
+	}
+	kind := kindsOfNAT[slices.Index(words, s.choice(key, words...))]
+	if kind == network.NoNAT {
+		return nil
+	}
+	return []natShare{{kind, 1}}
+}
+
+func readNATs(s section) []natShare {
+	var list []natShare
+	sum := 0.0
+	for _, k := range kindsOfNAT[1:] {
+		share := s.share(k.String(), 0)
+		if sum += share; sum > 1+1e-9 {
+			s.clash(k.String(), "the shares are more than all: %g", sum)
+		}
+		if share > 0 {
+			list = append(list, natShare{k, share})
+		}
+	}
+	s.done()
+	return list
+}
+
+// deal returns the NATs of the nodes of a group, drawn from r.
+func (g group) deal(r *rand.Rand) []network.NAT {
+	list := make([]network.NAT, g.size())
+	if g.nats == nil {
+		return list
+	}
+	order := r.Perm(len(list))
+	next, sum := 0, 0.0
+	for _, n := range g.nats {
+		for sum += n.share; next < min(len(list), int(sum*float64(len(list))+0.5)); next++ {
+			list[order[next]] = n.kind
+		}
+	}
+	return list
+}
+
+// checkNATs refuses a world that nobody can join.
+func (p *plan) checkNATs(groups []section) {
+	first := slices.IndexFunc(p.groups, func(g group) bool { return g.role == rolePeer })
+	if first >= 0 && p.groups[first].nats != nil {
+		groups[first].clash("nat", "others join through the first nodes, so those have none")
 	}
 }
 
@@ -248,6 +330,8 @@ func (p *plan) readNode(s section) {
 func (p *plan) readNetwork(s section, folder string) {
 	p.config.Loss = s.share("loss", 0)
 	p.config.Noise = s.flag("noise", false)
+	faces := []simulation.Face{simulation.Streams, simulation.Packets, simulation.Both}
+	p.config.Face = faces[slices.Index([]string{"stream", "packet", "both"}, s.choice("face", "stream", "packet", "both"))]
 	jitter := s.latency("jitter", 0)
 	switch s.one("latency", "matrix", "trace") {
 	case "matrix":

@@ -58,7 +58,7 @@ type Scenario struct {
 
 // Names returns the names of the scenarios that are shipped, in the order in
 // which one would try them.
-func Names() []string { return []string{"hello", "town", "storm", "eclipse", "flood"} }
+func Names() []string { return []string{"hello", "town", "storm", "nat", "eclipse", "flood"} }
 
 // Reference returns a scenario file with every key there is, and what each
 // means.
@@ -245,13 +245,13 @@ func isAlphanumeric(c rune) bool {
 
 // specs returns the nodes of the world.
 func (p *plan) specs(seed uint64) []simulation.NodeSpec {
-	r := draw(seed, "nodes")
+	r, boxes := draw(seed, "nodes"), draw(seed, "nats")
 	list := make([]simulation.NodeSpec, 0, p.nodes)
 	for _, g := range p.groups {
-		first := len(list)
+		first, nats := len(list), g.deal(boxes)
 		for i, name := range g.names() {
 			n := simulation.NodeSpec{Name: name, Role: g.role, Region: p.region(g, i), Up: g.up, Down: g.down}
-			n.Skew = between(r, g.skew)
+			n.Skew, n.NAT, n.Circuits = between(r, g.skew), nats[i], g.circuits
 			list = append(list, n)
 		}
 		clients := int(g.clients*float64(g.size()) + 0.5)
