@@ -258,13 +258,22 @@ func packets(name string) (write func(time.Duration, network.Chunk), finish func
 		return nil, nil, fmt.Errorf("making a table of packets: %w", err)
 	}
 	w := bufio.NewWriterSize(file, 1<<20)
-	fmt.Fprintln(w, "sent_s,from,to,arrival_unix_ns,bytes")
+	fmt.Fprintln(w, "sent_s,from,to,arrival_unix_ns,bytes,face")
 	line := make([]byte, 0, 128) // used again, so that an exact run allocates what it does without a table
 	write = func(at time.Duration, c network.Chunk) {
 		line = strconv.AppendFloat(line[:0], at.Seconds(), 'f', 9, 64)
-		for _, n := range []int64{int64(c.From), int64(c.To), c.Arrival.UnixNano(), int64(c.Size)} {
-			line = strconv.AppendInt(append(line, ','), n, 10)
+		line = strconv.AppendInt(append(line, ','), int64(c.From), 10)
+		line = strconv.AppendInt(append(line, ','), int64(c.To), 10)
+		line = append(line, ',')
+		if !c.Arrival.IsZero() { // else it is lost, or nobody knows yet
+			line = strconv.AppendInt(line, c.Arrival.UnixNano(), 10)
 		}
+		line = strconv.AppendInt(append(line, ','), int64(c.Size), 10)
+		face := simulation.Streams
+		if c.Datagram {
+			face = simulation.Packets
+		}
+		line = append(append(line, ','), face.String()...)
 		_, _ = w.Write(append(line, '\n')) // Flush reports it
 	}
 	return write, func() error { return errors.Join(w.Flush(), file.Close()) }, nil

@@ -67,6 +67,7 @@ func compare(dirs []string) (comparison, error) {
 	}
 	fact("nodes", func(m simulation.Manifest) string { return integer(m.Nodes) })
 	fact("store", func(m simulation.Manifest) string { return m.Store })
+	fact("face", func(m simulation.Manifest) string { return m.Face })
 	fact("security", func(m simulation.Manifest) string { return m.Security })
 	fact("version", func(m simulation.Manifest) string { return m.Version })
 	fact("go", func(m simulation.Manifest) string { return m.Go })

@@ -262,6 +262,8 @@ var labels = map[string]string{
 	"lookup_hops_mean":  "Hops of a lookup, mean",
 	"lookup_p50":        "Lookup time, median",
 	"lookup_p99":        "Lookup time, 99th percentile",
+	"friends_direct":    "Friends connected directly",
+	"friends_relayed":   "Friends connected through a circuit only",
 	"crashes":           "Crashes",
 	"simulated_s":       "Simulated time",
 	"wall_s":            "Real time",

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"starling/simulation"
+	"starling/simulation/network"
 )
 
 //go:embed page/*.html page/style.css
@@ -98,7 +99,7 @@ type runPage struct {
 	Delivery, Faults, Steady, Duplicates, Traffic, Lookups, Usage, Repeat string
 
 	Percentiles, Slowest, Pending, FaultList, Envelopes, Protocols, Busiest *grid
-	LookupFacts, Sightings, Metrics, Facts, Everything                      *grid
+	LookupFacts, Reach, Sightings, Metrics, Facts, Everything               *grid
 
 	Manifest simulation.Manifest
 	Cite     string
@@ -142,10 +143,11 @@ func writePage(w io.Writer, r *simulation.Result, figures []figure) error {
 	p.faults(r)
 	p.traffic(d)
 	p.lookups(r, d)
+	p.reach(r)
 	p.run(r)
 	for _, name := range []string{
 		manifestFile, eventsFile, messagesTable.name, lookupsTable.name, trafficTable.name, faultsTable.name,
-		nodesTable.name, usageTable.name, envelopesTable.name, sightingsTable.name, metricsTable.name,
+		nodesTable.name, pairsTable.name, usageTable.name, envelopesTable.name, sightingsTable.name, metricsTable.name,
 	} {
 		p.Files = append(p.Files, field{Text: name, Link: name})
 	}
@@ -441,6 +443,68 @@ func (p *runPage) lookups(r *simulation.Result, d digest) {
 	p.LookupFacts.add("Time to find, longest", value(percentile(d.found, 1000), "s"))
 }
 
+// reach says how friends were connected, by what they are behind.
+func (p *runPage) reach(r *simulation.Result) {
+	if len(r.Pairs) == 0 {
+		return
+	}
+	behind := func(i int) int {
+		if i < 0 || i >= len(r.Nodes) {
+			return 0
+		}
+		return max(0, slices.Index(natKinds, r.Nodes[i].NAT))
+	}
+	rows := map[[2]int][never + 1]int{}
+	var all [never + 1]int
+	for _, pair := range r.Pairs {
+		a, b := behind(pair.A), behind(pair.B)
+		k := [2]int{min(a, b), max(a, b)}
+		n := rows[k]
+		n[how(pair)]++
+		rows[k] = n
+		all[how(pair)]++
+	}
+	p.Reach = &grid{
+		Caption: "Friends, by the NATs they are behind",
+		Head:    columns("One", "The other", "Pairs#", "Connected directly#", "Through a circuit only#", "Never#"),
+	}
+	add := func(a, b string, n [never + 1]int) {
+		pairs := n[directly] + n[throughCircuit] + n[never]
+		p.Reach.add(a, b, integer(pairs), integer(n[directly]), integer(n[throughCircuit]), integer(n[never]))
+	}
+	for a := range natKinds {
+		for b := a; b < len(natKinds); b++ {
+			if n, ok := rows[[2]int{a, b}]; ok {
+				add(natKinds[a], natKinds[b], n)
+			}
+		}
+	}
+	add("all", "", all)
+}
+
+// natKinds are the kinds of NAT as manifests spell them, none first.
+var natKinds = []string{
+	network.NoNAT.String(), network.FullCone.String(), network.PortRestricted.String(), network.Symmetric.String(),
+}
+
+// natCounts says how many nodes are behind which NAT, or nothing if none is.
+func natCounts(nodes []simulation.NodeResult) string {
+	counts := map[string]int{}
+	for _, n := range nodes {
+		counts[n.NAT]++
+	}
+	var parts []string
+	for _, kind := range natKinds[1:] {
+		if counts[kind] > 0 {
+			parts = append(parts, integer(counts[kind])+" "+kind)
+		}
+	}
+	if parts == nil {
+		return ""
+	}
+	return strings.Join(parts, ", ") + ", of " + plural(len(nodes), "node", "nodes")
+}
+
 func (p *runPage) run(r *simulation.Result) {
 	if len(r.Sightings) > 0 {
 		p.Sightings = &grid{Caption: "Who could see what", Head: columns("Observer", "Sees~", "Median#", "Most#", "Unit"), Quiet: true}
@@ -497,7 +561,9 @@ func (p *runPage) run(r *simulation.Result) {
 	fact("Version", m.Version)
 	fact("Go", strings.TrimSpace(m.Go+" "+m.OS+"/"+m.Arch))
 	fact("Store", m.Store)
+	fact("Face", m.Face)
 	fact("Security", m.Security)
+	fact("NATs", natCounts(r.Nodes))
 	fact("Epoch", m.Epoch.UTC().Format(time.RFC3339Nano))
 	fact("Exact", map[bool]string{true: "yes", false: "no"}[m.Exact])
 	fact("Trace hash", m.TraceHash)

@@ -11,7 +11,9 @@
 //	lookups.csv    by, at_s, took_s, hops, asked, found, stale
 //	traffic.csv    node, protocol, sent_bytes, received_bytes
 //	faults.csv     kind, what, from_s, to_s
-//	nodes.csv      name, region, role, starts, crashes, up_s
+//	nodes.csv      name, region, role, nat, starts, crashes, up_s
+//	pairs.csv      a, b, relayed_s, direct_s: friends, and when they were first connected
+//	               through a circuit and directly; no rows in a run without NATs
 //	usage.csv      at_s, wall_s, cpu_s, memory_bytes, goroutines
 //	envelopes.csv  sealed, opened, repeated, refused; one row
 //	sightings.csv  observer, sees, median, most, unit

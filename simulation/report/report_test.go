@@ -29,18 +29,24 @@ func small() *simulation.Result {
 	r := &simulation.Result{
 		Manifest: simulation.Manifest{
 			Scenario: "hello", Source: "nodes = 3\n", Seed: 1<<64 - 1, Params: map[string]string{"loss": "0.5"}, Nodes: 3,
-			Store: "memory", Security: "plain", Version: "1", Go: "go1.26.0", OS: "linux", Arch: "amd64", Epoch: epoch,
+			Store: "memory", Face: "packet", Security: "tls", Version: "1", Go: "go1.26.0", OS: "linux", Arch: "amd64", Epoch: epoch,
 			Simulated: simulation.Seconds(100 * second), Wall: simulation.Seconds(4 * second), CPU: simulation.Seconds(5 * second),
 			PeakMemory: 1 << 20, Repeat: "starling-sim run hello --seed 18446744073709551615", Outcome: "held",
 		},
 		Nodes: []simulation.NodeResult{
 			{Name: "ada", Region: "europe", Role: "peer", Starts: 3, Crashes: 2, Up: 90 * second},
-			{Name: "bo", Role: "peer", Starts: 1, Up: 100 * second},
-			{Name: "cy", Role: "spammer", Starts: 2, Crashes: 1, Up: 99999999999},
+			{Name: "bo", Role: "peer", NAT: "none", Starts: 1, Up: 100 * second},
+			{Name: "cy", Role: "spammer", NAT: "symmetric", Starts: 2, Crashes: 1, Up: 99999999999},
 		},
 		Faults: []simulation.Fault{
 			{Kind: "crash", What: "ada", From: 10 * second, To: 15 * second},
 			{Kind: "partition", What: "ada | bo, cy", From: 20 * second, To: -1},
+		},
+		Pairs: []simulation.Pair{
+			{A: 0, B: 1, Relayed: -1, Direct: 1 * second},
+			{A: 0, B: 2, Relayed: 2 * second, Direct: 3 * second},
+			{A: 1, B: 2, Relayed: 4 * second, Direct: -1},
+			{A: 2, B: 2, Relayed: -1, Direct: -1},
 		},
 		Lookups: []simulation.Lookup{
 			{By: 0, At: 1 * second, Took: 100 * time.Millisecond, Hops: 1, Asked: 3, Found: true},
@@ -87,6 +93,7 @@ func TestSummaryOfKnownRun(t *testing.T) {
 		"delivery_p50": 5, "delivery_p90": 9, "delivery_p99": math.NaN(), "delivery_max": 10,
 		"sealed": 25, "opened": 20, "duplicates": 4, "refused": 1, "bytes_sent": 2000, "bytes_per_message": 200,
 		"lookups": 4, "lookup_success": 0.75, "lookup_stale": 1, "lookup_hops_mean": 2, "lookup_p50": 0.2, "lookup_p99": math.NaN(),
+		"friends_direct": 0.5, "friends_relayed": 0.25,
 		"crashes": 3, "simulated_s": 100, "wall_s": 4, "cpu_s": 5, "speed": 25, "peak_memory": 1 << 20,
 		"spam_shown": 0.1, "empty": math.NaN(),
 	}
@@ -247,7 +254,7 @@ func TestFolderReadsBack(t *testing.T) {
 	if got, want := read(t, dir, "faults.csv"), "kind,what,from_s,to_s\ncrash,ada,10.000000000,15.000000000\npartition,\"ada | bo, cy\",20.000000000,\n"; got != want {
 		t.Errorf("faults.csv is %q, want %q", got, want)
 	}
-	for name, want := range map[string]string{"messages.csv": "\nm0,ada,bo,", "lookups.csv": "\nbo,2.0", "traffic.csv": "\nada,/a/1,"} {
+	for name, want := range map[string]string{"messages.csv": "\nm0,ada,bo,", "pairs.csv": "\nada,cy,2.000000000,3.000000000\nbo,cy,4.000000000,\n", "nodes.csv": "\ncy,,spammer,symmetric,2,1,", "lookups.csv": "\nbo,2.0", "traffic.csv": "\nada,/a/1,"} {
 		if got := read(t, dir, name); !strings.Contains(got, want) {
 			t.Errorf("%s does not name nodes, as in %q:\n%s", name, want, got)
 		}
@@ -497,15 +504,16 @@ func TestHostileNamesStayText(t *testing.T) {
 	const evil = "\"'><img src=x onerror=alert(1)><script>alert(1)</script>&\x1b[31m\x00\u202e{{.}}"
 	r := sampleRun(5)
 	r.Manifest = simulation.Manifest{
-		Scenario: evil, Source: evil, Params: map[string]string{evil: evil}, Store: evil, Security: evil, TraceHash: evil, Version: evil,
+		Scenario: evil, Source: evil, Params: map[string]string{evil: evil}, Store: evil, Face: evil, Security: evil, TraceHash: evil, Version: evil,
 		Go: evil, OS: evil, Arch: evil, Repeat: evil, Outcome: "violated", Error: evil,
 	}
 	for i := range r.Nodes {
-		r.Nodes[i] = simulation.NodeResult{Name: evil, Region: evil, Role: evil}
+		r.Nodes[i] = simulation.NodeResult{Name: evil, Region: evil, Role: evil, NAT: evil}
 	}
 	for i := range r.Messages {
 		r.Messages[i].ID = evil
 	}
+	r.Pairs = []simulation.Pair{{A: -7, B: 1 << 40}, {A: 1}}
 	r.Messages[3].From, r.Messages[4].Shown, r.Messages[4].To = -7, -1, 1<<40
 	r.Messages[5].Shown = r.Messages[5].Accepted + 28*time.Minute
 	r.Messages[5].From = 1 << 40
@@ -603,7 +611,7 @@ func TestPageSaysWhatHappened(t *testing.T) {
 		"storm": {storm, []string{
 			"half within 5 s, the slowest within 10 s", "to deliver, longest", "2 faults in all; 1 clock wrong", "lasted nearly the whole run: skew (ada).",
 			"<code>negotiation</code>", "“negotiation” is what", "all traffic, per message", "<h2>Envelopes</h2>", "More were opened than sealed: ",
-			"(25.0×)", "1.3 cores",
+			"(25.0×)", "1.3 cores", "Who reached whom", "1 symmetric, of 3 nodes", "Friends connected through a circuit only",
 		}},
 		"failed":  {failed, []string{"The run failed after 1 min 40 s: the trace is missing."}},
 		"idle":    {idle, []string{"5 nodes ran for 1 h and sent no messages; no promise was broken.", "No message was accepted", "Nobody looked for a record.", "No fault was injected.", "No traffic was counted.", "No envelope was sealed.", "did not look at what others could see"}},
@@ -619,6 +627,9 @@ func TestPageSaysWhatHappened(t *testing.T) {
 		}
 		if strings.Contains(page, "NaN") || strings.Contains(page, "%!") {
 			t.Errorf("%s: the page shows NaN or a broken format", name)
+		}
+		if len(c.r.Pairs) == 0 && strings.Contains(page, "Who reached whom") {
+			t.Errorf("%s: nobody is behind a NAT, and the page says who reached whom", name)
 		}
 		if strings.Contains(page, "m2 twice 1m") || strings.Count(page, "m2 twice") > 1 {
 			t.Errorf("%s: the page says what broke more than once", name)

@@ -48,6 +48,8 @@ func Summary(r *simulation.Result) []simulation.Metric {
 	add("lookup_hops_mean", d.hopsMean, "hops")
 	add("lookup_p50", percentile(d.found, 500), "s")
 	add("lookup_p99", tail(d.found, 990), "s")
+	add("friends_direct", d.direct, "share")
+	add("friends_relayed", d.relayed, "share")
 	add("crashes", float64(d.crashes), "crashes")
 	add("simulated_s", seconds(m.Simulated).Seconds(), "s")
 	add("wall_s", seconds(m.Wall).Seconds(), "s")
@@ -66,10 +68,29 @@ type digest struct {
 	hops                []count         // lookups by longest chain, shortest first
 	hopsMean            float64         // of the successful ones
 	stale, crashes      int
-	skews               int // faults that are wrong clocks
+	skews               int     // faults that are wrong clocks
+	direct, relayed     float64 // share of the pairs of friends; NaN if none were looked at
 	sent, received      int64
 	protocols           []traffic // busiest first
 	nodes               []traffic // busiest first
+}
+
+// How two friends were connected: the best of all their connections.
+const (
+	directly = iota
+	throughCircuit
+	never
+)
+
+func how(p simulation.Pair) int {
+	switch {
+	case p.Direct >= 0:
+		return directly
+	case p.Relayed >= 0:
+		return throughCircuit
+	default:
+		return never
+	}
 }
 
 // A count says how many lookups had a value, and how many of those failed.
@@ -128,6 +149,16 @@ func digestOf(r *simulation.Result) digest {
 	d.hopsMean = ratio(hops, len(d.found))
 	slices.Sort(d.delivery)
 	slices.Sort(d.found)
+	direct, relayed := 0, 0
+	for _, p := range r.Pairs {
+		switch how(p) {
+		case directly:
+			direct++
+		case throughCircuit:
+			relayed++
+		}
+	}
+	d.direct, d.relayed = ratio(direct, len(r.Pairs)), ratio(relayed, len(r.Pairs))
 	d.nodes = make([]traffic, len(r.Nodes))
 	for i, n := range r.Nodes {
 		d.crashes += n.Crashes

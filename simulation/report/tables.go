@@ -105,9 +105,16 @@ var (
 	}
 	nodesTable = table[simulation.NodeResult]{
 		"nodes.csv",
-		[]string{"name", "region", "role", "starts", "crashes", "up_s"},
+		[]string{"name", "region", "role", "nat", "starts", "crashes", "up_s"},
 		func(r *simulation.NodeResult) []any {
-			return []any{&r.Name, &r.Region, &r.Role, &r.Starts, &r.Crashes, &r.Up}
+			return []any{&r.Name, &r.Region, &r.Role, &r.NAT, &r.Starts, &r.Crashes, &r.Up}
+		},
+	}
+	pairsTable = table[simulation.Pair]{
+		"pairs.csv",
+		[]string{"a", "b", "relayed_s", "direct_s"},
+		func(r *simulation.Pair) []any {
+			return []any{place{&r.A}, place{&r.B}, &r.Relayed, &r.Direct}
 		},
 	}
 	usageTable = table[simulation.Usage]{
@@ -147,6 +154,7 @@ func (w *writer) tables(r *simulation.Result) {
 	writeTable(w, faultsTable, r.Faults)
 	writeTable(w, sightingsTable, r.Sightings)
 	writeTable(w, nodesTable, r.Nodes)
+	writeTable(w, pairsTable, r.Pairs)
 	writeTable(w, usageTable, r.Usage)
 	traffic := slices.Clone(r.Traffic)
 	for i, t := range traffic {
@@ -187,6 +195,7 @@ func readTables(dir string, r *simulation.Result) error {
 		err,
 		fill(&r.Faults, dir, faultsTable, nodes),
 		fill(&r.Sightings, dir, sightingsTable, nodes),
+		fill(&r.Pairs, dir, pairsTable, nodes),
 		fill(&r.Usage, dir, usageTable, nodes),
 		fill(&r.Traffic, dir, trafficTable, nodes),
 		fill(&r.Lookups, dir, lookupsTable, nodes),
