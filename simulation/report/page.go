@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"starling/simulation"
-	"starling/simulation/network"
 )
 
 //go:embed page/*.html page/style.css
@@ -482,10 +481,8 @@ func (p *runPage) reach(r *simulation.Result) {
 	add("all", "", all)
 }
 
-// natKinds are the kinds of NAT as manifests spell them, none first.
-var natKinds = []string{
-	network.NoNAT.String(), network.FullCone.String(), network.PortRestricted.String(), network.Symmetric.String(),
-}
+// natKinds are the kinds of NAT as results spell them, none first.
+var natKinds = []string{"none", "full-cone", "port-restricted", "symmetric"}
 
 // natCounts says how many nodes are behind which NAT, or nothing if none is.
 func natCounts(nodes []simulation.NodeResult) string {
