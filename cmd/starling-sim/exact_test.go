@@ -33,7 +33,7 @@ func TestExactRunsRepeat(t *testing.T) {
 	sim(t, strings.TrimSpace(string(root)), "exact-build", "-o", self).want(exitOK, self, "")
 
 	runs := 4
-	plays := [][]string{{"hello"}, {"storm", "--set", "duration=3m", "--set", "nodes=8"}}
+	plays := [][]string{{"hello"}, {"storm", "--set", "duration=3m", "--set", "nodes=8"}, {"nat", "--set", "nodes=6"}}
 	if *withLong {
 		patience = time.Hour
 		runs = 10

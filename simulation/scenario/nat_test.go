@@ -85,12 +85,11 @@ func TestNATsAreDealt(t *testing.T) {
 // The scenarios of streams hold with packets too.
 func TestPacketsHold(t *testing.T) {
 	for name, set := range map[string]map[string]string{
-		"hello": nil,
-		"town":  {"nodes": "8", "pause": "2m"},
+		"town":  {"nodes": "8", "pause": "1m"},
 		"storm": {"nodes": "6", "duration": "3m"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg, play, err := shortened(t, name, "15m").Build(1, set)
+			cfg, play, err := shortened(t, name, "8m").Build(1, set)
 			if err != nil {
 				t.Fatal(err)
 			}

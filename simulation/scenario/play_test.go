@@ -321,7 +321,8 @@ func TestFailureEndsThePlay(t *testing.T) {
 	}
 }
 
-// Attacks are played against those whom the file names, and report.
+// Attacks are played against those whom the file names, and report. They speak
+// the face of the file.
 func TestAttacksArePlayed(t *testing.T) {
 	s, err := read("attacks", "attacks.toml", "", `about = "x"
 duration = "5m"
@@ -338,6 +339,8 @@ role = "sybil"
 name = "spammer"
 count = 2
 role = "spammer"
+[network]
+face = "packet"
 [churn]
 share = 1
 up = "1m"
@@ -363,6 +366,9 @@ pace = "5s"
 		t.Fatal(err)
 	}
 	r := run(t, s, 1, nil)
+	if r.Manifest.Face != "packet" {
+		t.Errorf("face %s", r.Manifest.Face)
+	}
 	for _, name := range []string{"eclipse_lookup_success", "flood_requests_listed"} {
 		if !slices.ContainsFunc(r.Metrics, func(m simulation.Metric) bool { return m.Name == name }) {
 			t.Errorf("%s is not reported; there are %v", name, r.Metrics)
