@@ -72,8 +72,8 @@ type Config struct {
 	// must not wait for anything in the bubble. Default: nobody does.
 	Sink func(Event)
 
-	// Packets receives every chunk that is written to the network, when it is
-	// written. Like Sink it must not wait. Default: nobody does.
+	// Packets receives every chunk and every datagram that is written to the
+	// network, when it is written. Like Sink it must not wait. Default: nobody does.
 	Packets func(at time.Duration, c network.Chunk)
 
 	// Progress is told about once a second of real time how far the run is. An
@@ -110,19 +110,19 @@ type Face int
 // The faces. Streams cost less. Packets are what loss, congestion and NATs are
 // real for; streams have no hole punching.
 const (
-	Streams Face = iota // libp2p's upgrader and yamux, as over TCP
-	Packets             // libp2p's QUIC, as over UDP
-	Both                // nodes listen on both, and dial QUIC first
+	StreamFace Face = iota // libp2p's upgrader and yamux, as over TCP
+	PacketFace             // libp2p's QUIC, as over UDP
+	BothFaces              // nodes listen on both, and dial QUIC first
 )
 
 // String returns the face as scenarios and manifests spell it.
 func (f Face) String() string {
 	switch f {
-	case Streams:
+	case StreamFace:
 		return "stream"
-	case Packets:
+	case PacketFace:
 		return "packet"
-	case Both:
+	case BothFaces:
 		return "both"
 	}
 	return fmt.Sprintf("Face(%d)", int(f))
@@ -184,7 +184,7 @@ func (c Config) withDefaults() (Config, error) {
 	if first >= 0 && c.Nodes[first].NAT != network.NoNAT {
 		errs = append(errs, fmt.Errorf("simulation: nobody can join through %q, the first peer, behind its NAT", c.Nodes[first].Name))
 	}
-	if c.Face < Streams || c.Face > Both {
+	if c.Face < StreamFace || c.Face > BothFaces {
 		errs = append(errs, fmt.Errorf("simulation: there is no face %d", c.Face))
 	}
 	if c.Loss < 0 || c.Loss > 1 {
@@ -231,9 +231,9 @@ func (c Config) security() string {
 		streams = "noise"
 	}
 	switch c.Face {
-	case Packets:
+	case PacketFace:
 		return "tls"
-	case Both:
+	case BothFaces:
 		return "tls, " + streams
 	default:
 		return streams

@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,11 +25,11 @@ func TestFriendsBehindNATs(t *testing.T) {
 		a, b   network.NAT
 		direct bool
 	}{
-		{Packets, network.PortRestricted, network.PortRestricted, true},
-		{Packets, network.Symmetric, network.Symmetric, false},
-		{Packets, network.NoNAT, network.Symmetric, true},
-		{Streams, network.FullCone, network.FullCone, false},
-		{Both, network.FullCone, network.Symmetric, true},
+		{PacketFace, network.PortRestricted, network.PortRestricted, true},
+		{PacketFace, network.Symmetric, network.Symmetric, false},
+		{PacketFace, network.NoNAT, network.Symmetric, true},
+		{StreamFace, network.FullCone, network.FullCone, false},
+		{BothFaces, network.FullCone, network.Symmetric, true},
 	} {
 		t.Run(fmt.Sprintf("%v, %v and %v", tt.face, tt.a, tt.b), func(t *testing.T) {
 			r, err := Run(natWorld(tt.face, tt.a, tt.b), func(w *World) error {
@@ -63,5 +64,66 @@ func TestFriendsBehindNATs(t *testing.T) {
 				t.Error("they were never connected")
 			}
 		})
+	}
+}
+
+// What cannot be is refused, all of it at once.
+func TestConfigRefusesNATsThatCannotBe(t *testing.T) {
+	_, err := Run(Config{Face: 7, Nodes: []NodeSpec{
+		{Name: "a", NAT: network.FullCone},
+		{Name: "b", NAT: network.Symmetric, Circuits: true},
+		{Name: "c", NAT: network.Symmetric, Role: RoleSybil},
+		{Name: "d", NAT: 99},
+	}}, func(*World) error { panic("it was played") })
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{
+		`nobody can join through "a"`, `"b" is to serve others from behind a NAT`, `"c" is to serve others from behind a NAT`,
+		`there is no NAT(99), as "d" has`, `there is no face 7`,
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("got\n%v\nwant %q too", err, want)
+		}
+	}
+}
+
+// Nodes behind NATs come back after a loss of power, to a NAT that has not
+// forgotten them, and find circuits again.
+func TestPowerIsLostBehindANAT(t *testing.T) {
+	r, err := Run(natWorld(PacketFace, network.PortRestricted, network.Symmetric), func(w *World) error {
+		if err := w.StartAll(time.Second); err != nil {
+			return err
+		}
+		w.Sleep(5 * time.Minute)
+		ada, bo := w.Node("ada"), w.Node("bo")
+		if err := ada.Befriend(bo); err != nil {
+			return err
+		}
+		w.Sleep(time.Minute)
+		for _, n := range []*Node{ada, bo, w.Node("hub")} {
+			n.Crash()
+			w.Sleep(30 * time.Second)
+			if err := n.Start(); err != nil {
+				return err
+			}
+			if _, err := ada.Send(bo, "still here"); err != nil {
+				return err
+			}
+			if _, err := bo.Send(ada, "so am I"); err != nil {
+				return err
+			}
+			w.Settle()
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Messages) != 6 || r.Nodes[2].Crashes != 1 || r.Nodes[2].NAT != "port-restricted" {
+		t.Errorf("%d messages, ada is %+v", len(r.Messages), r.Nodes[2])
+	}
+	if p := r.Pairs[0]; p.Relayed < 0 || p.Direct >= 0 {
+		t.Errorf("ada and bo: %+v, want them connected through circuits only", p)
 	}
 }

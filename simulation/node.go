@@ -149,10 +149,10 @@ func (n *Node) Start() error {
 // speaks returns where the node listens, and what makes it speak to the
 // network of its world; QUIC first, as libp2p dials.
 func (n *Node) speaks() (listen []string, options []libp2p.Option) {
-	if n.w.cfg.Face != Streams {
+	if n.w.cfg.Face != StreamFace {
 		listen, options = append(listen, n.port.QUICListen()), append(options, n.port.QUICOptions()...)
 	}
-	if n.w.cfg.Face != Packets {
+	if n.w.cfg.Face != PacketFace {
 		listen, options = append(listen, n.port.Listen()), append(options, n.port.Options()...)
 	}
 	return listen, options

@@ -269,9 +269,9 @@ func packets(name string) (write func(time.Duration, network.Chunk), finish func
 			line = strconv.AppendInt(line, c.Arrival.UnixNano(), 10)
 		}
 		line = strconv.AppendInt(append(line, ','), int64(c.Size), 10)
-		face := simulation.Streams
+		face := simulation.StreamFace
 		if c.Datagram {
-			face = simulation.Packets
+			face = simulation.PacketFace
 		}
 		line = append(append(line, ','), face.String()...)
 		_, _ = w.Write(append(line, '\n')) // Flush reports it

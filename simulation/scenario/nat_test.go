@@ -93,7 +93,7 @@ func TestPacketsHold(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cfg.Face = simulation.Packets
+			cfg.Face = simulation.PacketFace
 			r, err := simulation.Run(cfg, play)
 			if err != nil {
 				t.Fatal(err)

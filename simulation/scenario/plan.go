@@ -330,8 +330,12 @@ func (p *plan) readNode(s section) {
 func (p *plan) readNetwork(s section, folder string) {
 	p.config.Loss = s.share("loss", 0)
 	p.config.Noise = s.flag("noise", false)
-	faces := []simulation.Face{simulation.Streams, simulation.Packets, simulation.Both}
-	p.config.Face = faces[slices.Index([]string{"stream", "packet", "both"}, s.choice("face", "stream", "packet", "both"))]
+	faces := []simulation.Face{simulation.StreamFace, simulation.PacketFace, simulation.BothFaces}
+	words := make([]string, len(faces))
+	for i, f := range faces {
+		words[i] = f.String()
+	}
+	p.config.Face = faces[slices.Index(words, s.choice("face", words...))]
 	jitter := s.latency("jitter", 0)
 	switch s.one("latency", "matrix", "trace") {
 	case "matrix":
