@@ -107,7 +107,8 @@ type NodeSpec struct {
 // A Face is what the nodes of a world speak over its network.
 type Face int
 
-// The faces. Streams cost less. Packets are what loss, congestion and NATs are
+// The faces. Runs with both do not repeat in an exact build: libp2p's swarm goes
+// through its listeners in the order of a map of pointers. Streams cost less. Packets are what loss, congestion and NATs are
 // real for; streams have no hole punching.
 const (
 	StreamFace Face = iota // libp2p's upgrader and yamux, as over TCP
