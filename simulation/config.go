@@ -107,9 +107,10 @@ type NodeSpec struct {
 // A Face is what the nodes of a world speak over its network.
 type Face int
 
-// The faces. Runs with both do not repeat in an exact build: libp2p's swarm goes
-// through its listeners in the order of a map of pointers. Streams cost less. Packets are what loss, congestion and NATs are
-// real for; streams have no hole punching.
+// The faces. Streams cost half the CPU. Packets are what loss, congestion and
+// NATs are real for: holes are punched with them only. Runs with both do not
+// always repeat in an exact build, since libp2p's swarm goes through its
+// listeners in the order of a map of pointers.
 const (
 	StreamFace Face = iota // libp2p's upgrader and yamux, as over TCP
 	PacketFace             // libp2p's QUIC, as over UDP
