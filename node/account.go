@@ -134,18 +134,24 @@ func (n *Node) rotateLookup(tx *store.Tx) error {
 		return err
 	}
 	tx.OnCommit(n.republish)
-	tx.OnCommit(func() {
-		select {
-		case n.untold <- struct{}{}:
-		default: // it is noted already
-		}
-	})
+	tx.OnCommit(n.tellAgain)
 	return nil
 }
 
-// profile returns how others find and name this account.
-func (n *Node) profile(row *store.Self) identity.Profile {
+// tellAgain has contacts told what is new about this account.
+func (n *Node) tellAgain() {
+	select {
+	case n.untold <- struct{}{}:
+	default: // it is noted already
+	}
+}
+
+// profile returns how a contact finds and names this account, and where it
+// leaves messages while this user is away.
+func (n *Node) profile(tx *store.Tx, row *store.Self, contact []byte) (identity.Profile, error) {
 	p := identity.Profile{Name: row.Name, Endpoints: []identity.Endpoint{n.endpoint(true)}}
 	copy(p.Lookup[:], row.LookupSecret)
-	return p
+	var err error
+	p.Mail, err = n.mailFor(tx, contact, allOf)
+	return p, err
 }

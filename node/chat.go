@@ -159,6 +159,12 @@ func (n *Node) messageOf(c *store.Contact, e *store.Entry) Message {
 	if e.Notice {
 		m.Kind = "notice"
 	}
+	if e.State == store.Entry_STORED {
+		m.Copies, m.Relays = int(e.Copies), int(e.Relays)
+		if e.Until != 0 {
+			m.Until = time.Unix(e.Until, 0)
+		}
+	}
 	if e.State == store.Entry_QUEUED {
 		if why := n.waiting(accountOf(c)); why != "" {
 			m.Reason = why

@@ -177,7 +177,7 @@ func TestHistoryAndJournal(t *testing.T) {
 // Names are exact, one for each contact, and a near miss is helped.
 func TestNames(t *testing.T) {
 	w := newWorld(t)
-	a := w.person("Ada", client)
+	a := w.person("Ada", dhtClient)
 	anna, ann, bob := w.puppet("Anna"), w.puppet("Ann"), w.puppet("Bob")
 	a.add(w.linkTo(anna), "Anna")
 	a.add(w.linkTo(ann), "Anneliese")

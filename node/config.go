@@ -24,6 +24,23 @@ const (
 	DHTClient = dht.ModeClient // never serves
 )
 
+// A Reach says whether others can dial a node.
+type Reach int
+
+const (
+	// ReachAuto: AutoNAT asks peers to dial back, and finds out. It takes half a
+	// minute and more, and peers who have public addresses themselves.
+	ReachAuto Reach = iota
+
+	// ReachPrivate: nobody can. The node looks for circuits at once, and asks
+	// nobody.
+	ReachPrivate
+
+	// ReachPublic: everybody can. The node serves others at once as the DHT,
+	// AutoNAT and Config.Circuits have it.
+	ReachPublic
+)
+
 // A Config says what a node is made of. Zero values are the defaults of a
 // daemon on the open internet; everything that does real input or output can
 // be replaced or switched off, so that the same node runs in virtual time.
@@ -110,6 +127,18 @@ type Config struct {
 	// Transports replaces QUIC and TCP, for simulated networks.
 	Transports []libp2p.Option
 
+	// Reach says whether others can dial this node, for machines whose owner
+	// knows better than AutoNAT can find out, and for tests. An address that
+	// AutoNAT finds nobody to reach is left out with ReachPublic too. Default
+	// ReachAuto.
+	Reach Reach
+
+	// CircuitRelays are multiaddrs with /p2p of nodes that offer circuits. This
+	// node keeps a place at each of them while nobody can dial it, and asks no
+	// others. Default none: once it is found to be unreachable it asks its peers,
+	// and up to three minutes more while fewer than four of them offer circuits.
+	CircuitRelays []string
+
 	// Circuits offers circuits (circuit relay v2, hop) to nodes that nobody can
 	// dial, with libp2p's limits: 128 reservations, and two minutes and 128 KiB a
 	// circuit. It serves once this node is found to be reachable. Default off.
@@ -160,10 +189,24 @@ func (c Config) withDefaults() (Config, error) {
 			}
 		}
 	}
-	for _, s := range c.Bootstrap {
-		if _, err := peer.AddrInfoFromString(s); err != nil {
-			errs = append(errs, fmt.Errorf("node: Config.Bootstrap: %q is not a multiaddr with /p2p: %w", s, err))
+	for _, list := range []struct {
+		name  string
+		addrs []string
+	}{{"Bootstrap", c.Bootstrap}, {"CircuitRelays", c.CircuitRelays}} {
+		for _, s := range list.addrs {
+			if _, err := peer.AddrInfoFromString(s); err != nil {
+				errs = append(errs, fmt.Errorf("node: Config.%s: %q is not a multiaddr with /p2p: %w", list.name, s, err))
+			}
 		}
+	}
+	if c.Reach < ReachAuto || c.Reach > ReachPublic {
+		errs = append(errs, fmt.Errorf("node: Config.Reach is %d", c.Reach))
+	}
+	if c.Circuits && c.Reach == ReachPrivate {
+		errs = append(errs, errors.New("node: Config.Circuits offers what a node that nobody can dial does not have"))
+	}
+	if len(c.CircuitRelays) > 0 && c.NoRelayClient {
+		errs = append(errs, errors.New("node: Config.CircuitRelays are of no use with NoRelayClient"))
 	}
 	return c, errors.Join(errs...)
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"starling/protocol"
 	"starling/protocol/envelope"
 	"starling/protocol/identity"
+	"starling/protocol/wire"
 )
 
 // AddContact adds the account of an invite link. It never needs the network:
@@ -447,6 +449,9 @@ func (n *Node) learn(tx *store.Tx, c *store.Contact, manifest []byte, p identity
 	for _, e := range p.Endpoints {
 		c.Endpoints = append(c.Endpoints, &store.Endpoint{TransportKey: slices.Clone(e.Transport[:]), Addrs: e.Addrs})
 	}
+	if p.Mail != nil {
+		c.Mail = wire.Marshal(p.Mail)
+	}
 	c.ProfileName = p.Name
 	tx.OnCommit(func() { n.routes.set(c) })
 	if c.OwnName || p.Name == "" || c.State == store.Contact_REQUEST && c.Name != "" {
@@ -547,23 +552,45 @@ func (n *Node) news(tx *store.Tx, c *store.Contact) (*envelope.News, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.ProfileSent = profileMark(row)
-	return &envelope.News{Manifest: row.Manifest, Profile: n.profile(row)}, saveContact(tx, c)
+	p, err := n.profile(tx, row, c.Account)
+	if err != nil {
+		return nil, err
+	}
+	first := len(c.ProfileSent) == 0
+	c.ProfileSent = n.profileMark(row, p)
+	if first {
+		// The introduction of the session says it, and both together would be too
+		// long for a contact box.
+		p.Mail = nil
+	}
+	return &envelope.News{Manifest: row.Manifest, Profile: p}, saveContact(tx, c)
 }
 
-// profileMark names what contacts have to be told: name, lookup secret and
-// manifest. Addresses are found anew.
-func profileMark(row *store.Self) []byte {
+// profileMark names what a contact has to be told: name, lookup secret, manifest,
+// relays, and once a week the sealing keys. Addresses are found anew.
+func (n *Node) profileMark(row *store.Self, p identity.Profile) []byte {
 	h := sha256.New()
 	fmt.Fprintf(h, "%d %q %x", row.Generation, row.Name, row.LookupSecret)
+	for _, b := range p.Mail.GetMailboxes() {
+		fmt.Fprintf(h, " %x", b)
+	}
+	if len(p.Mail.GetSealing()) > 0 {
+		// Keys are told ahead, so it may be at any hour of the week: not at that
+		// at which everybody does.
+		a := n.account()
+		apart := time.Duration(binary.BigEndian.Uint32(a[:])) % 168 * time.Hour
+		fmt.Fprintf(h, " %d", envelope.WeekOf(n.cfg.Now().Add(apart)))
+	}
 	return h.Sum(nil)
 }
 
-// tellAtOnce bounds how many contacts are told in one transaction, and tellAgain
-// is the pause after one that failed, as on a full disk.
+// tellAtOnce bounds how many contacts are told in one transaction, tellPause is
+// the pause after one that failed, as on a full disk, and tellEvery how often it
+// is looked whether a week's sealing keys have to be told.
 const (
 	tellAtOnce = 64
-	tellAgain  = time.Minute
+	tellPause  = time.Minute
+	tellEvery  = time.Hour
 )
 
 // tellContacts tells every contact that may be written to and does not know
@@ -577,19 +604,25 @@ func (n *Node) tellContacts(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			mark := profileMark(me)
 			for row, err := range store.Contacts.Scan(tx, nil, nil) {
 				if err != nil {
 					return err
 				}
 				c := row.Value
-				if !sendable(c.State) || slices.Equal(c.ProfileSent, mark) {
+				if !sendable(c.State) {
+					continue
+				}
+				p, err := n.profile(tx, me, c.Account)
+				if err != nil {
+					return err
+				}
+				if slices.Equal(c.ProfileSent, n.profileMark(me, p)) {
 					continue
 				}
 				if more = told == tellAtOnce; more {
 					return nil
 				}
-				err := tx.Try(func(tx *store.Tx) error { return n.tell(tx, c) })
+				err = tx.Try(func(tx *store.Tx) error { return n.tell(tx, c) })
 				if more = errors.Is(err, store.ErrTooBig) && told > 0; more {
 					return nil // how long a contact's row is, is for the contact to say
 				}
@@ -603,10 +636,10 @@ func (n *Node) tellContacts(ctx context.Context) error {
 		if err == nil && more {
 			continue
 		}
-		var again <-chan time.Time
+		again := time.After(tellEvery)
 		if err != nil && ctx.Err() == nil {
 			n.log.Warn("telling contacts what is new", "err", err)
-			again = time.After(tellAgain)
+			again = time.After(tellPause)
 		}
 		select {
 		case <-ctx.Done():
@@ -621,10 +654,11 @@ func accountOf(c *store.Contact) identity.Account { return identity.Account(c.Ac
 
 // contactOf says what the user is told of c.
 func (n *Node) contactOf(tx *store.Tx, c *store.Contact) Contact {
+	path := n.path(c)
 	out := Contact{
 		Account: accountOf(c).String(), Name: c.Name, ProfileName: c.ProfileName,
 		State: stateName(c.State), Detail: n.detail(c), Verified: c.Verified,
-		Added: time.UnixMilli(c.Added), Connected: n.connected(c), Unread: int(c.Unread),
+		Added: time.UnixMilli(c.Added), Connected: path != "", Path: path, Unread: int(c.Unread),
 		Queued: queuedFor(tx, accountOf(c)),
 	}
 	if c.LastSeen != 0 {

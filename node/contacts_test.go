@@ -310,7 +310,7 @@ func TestRevokedExpiredAndRotatedLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Clients of the DHT: nobody holds a record for another.
-	b, c, d := w.person("Bo", client), w.person("Cy", client), w.person("Di", client, quick)
+	b, c, d := w.person("Bo", dhtClient), w.person("Cy", dhtClient), w.person("Di", dhtClient, quick)
 	b.add(revoked.Link, "Ada")
 	c.add(expired.Link, "Ada")
 	a.until(requestOf("Bo"))

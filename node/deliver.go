@@ -10,12 +10,15 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"starling/dht/record"
+	"starling/node/relay/client"
 	"starling/node/session"
 	"starling/node/store"
 	"starling/node/stream"
 	"starling/protocol"
 	"starling/protocol/identity"
 	"starling/protocol/prekey"
+	"starling/protocol/relay"
 	"starling/protocol/wire"
 )
 
@@ -23,11 +26,48 @@ import (
 // envelopes over direct streams.
 type courier struct{ n *Node }
 
+// introSealing is how many weeks' sealing keys a first message carries.
+const introSealing = 2
+
+// awayAfter is how long a peer is tried to be reached before a session is opened
+// with what its record and its relays have. An attempt to reach it goes on.
+const awayAfter = 3 * time.Second
+
 // Prepare makes sure that there is a session to send on: it reaches the peer
-// and asks it for a one-time key (T1), or if it has none takes the keys of the
-// day from its record (T3).
+// and asks it for a one-time key (T1). If that takes too long, and the peer has a
+// contact box, it takes a one-time key from a relay (T2), or does without (T3).
 func (k courier) Prepare(ctx context.Context, a identity.Account) error {
 	n := k.n
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	reached := make(chan error, 1)
+	go func() { reached <- n.prepareThere(ctx, a) }()
+	timer := time.NewTimer(awayAfter)
+	defer timer.Stop()
+	var err error
+	select {
+	case err = <-reached:
+		if err == nil {
+			return nil
+		}
+		reached = nil
+	case <-timer.C:
+	}
+	awayErr := n.prepareAway(ctx, a)
+	if awayErr == nil {
+		cancel() // whoever is there after all has the session all the same
+	}
+	if reached != nil {
+		err = <-reached
+	}
+	if awayErr == nil || err == nil {
+		return nil
+	}
+	return err
+}
+
+// prepareThere opens a session with a peer that is reached.
+func (n *Node) prepareThere(ctx context.Context, a identity.Account) error {
 	p, err := n.reachPeer(ctx, a)
 	if err != nil {
 		return err
@@ -66,6 +106,12 @@ func (n *Node) dayKeys(ctx context.Context, p peer.ID, a identity.Account) ([]*w
 	if err := n.found(a, body); err != nil {
 		return nil, err
 	}
+	return dayAnswers(body)
+}
+
+// dayAnswers returns what a record says as answers without one-time keys, one for
+// each device.
+func dayAnswers(body record.Body) ([]*wire.PreKeyAnswer, error) {
 	var answers []*wire.PreKeyAnswer
 	for _, bundle := range body.Bundles {
 		answer := &wire.PreKeyAnswer{Manifest: new(wire.Signed), Day: new(wire.Signed)}
@@ -81,6 +127,115 @@ func (n *Node) dayKeys(ctx context.Context, p peer.ID, a identity.Account) ([]*w
 		return nil, errNotFound
 	}
 	return answers, nil
+}
+
+// errNoBox means that a session would be of no use: there is nowhere to leave
+// what is sealed on it.
+var errNoBox = errors.New("they are not there, and have no relay")
+
+// look looks an account up in the DHT, and takes over what its record says.
+func (n *Node) look(ctx context.Context, a identity.Account) (record.Body, error) {
+	var c *store.Contact
+	err := n.store.View(func(tx *store.Tx) (err error) {
+		c, err = store.Contacts.Get(tx, store.ContactKey(a))
+		return err
+	})
+	if err != nil {
+		return record.Body{}, err
+	}
+	bodies, err := n.askDHT(ctx, c)
+	if err != nil {
+		return record.Body{}, err
+	}
+	if len(bodies) == 0 {
+		return record.Body{}, errNotFound
+	}
+	return bodies[0], n.found(a, bodies[0])
+}
+
+// prepareAway opens a session with somebody who is away: with the keys of the
+// day from their record, and a one-time key from one of their relays if there is
+// one (T2).
+func (n *Node) prepareAway(ctx context.Context, a identity.Account) error {
+	body, err := n.look(ctx, a)
+	if err != nil {
+		return err
+	}
+	mail, err := relay.OpenMail(body.Mail, false)
+	if err != nil || len(mail.Mailboxes) == 0 {
+		return errNoBox
+	}
+	answers, err := dayAnswers(body)
+	if err != nil {
+		return err
+	}
+	var last error
+	for _, answer := range answers {
+		for _, box := range mail.Mailboxes {
+			bundle, err := n.takeKey(ctx, a, box)
+			if err != nil {
+				n.log.Debug("no one-time key from a relay", "err", err)
+				continue
+			}
+			answer.OneTime = bundle
+			break
+		}
+		if last = n.startSession(a, answer); last == nil {
+			return nil
+		}
+		if answer.OneTime == nil {
+			continue
+		}
+		answer.OneTime = nil // it may be of another device, or no key at all
+		if last = n.startSession(a, answer); last == nil {
+			return nil
+		}
+	}
+	return last
+}
+
+// takeKeyTime bounds taking one one-time key, its work included: first contact
+// goes on without.
+const takeKeyTime = 20 * time.Second
+
+// takeKey takes a one-time key of an account from its pool at a relay.
+func (n *Node) takeKey(ctx context.Context, a identity.Account, box relay.Mailbox) (*wire.Signed, error) {
+	ctx, cancel := context.WithTimeout(ctx, takeKeyTime)
+	defer cancel()
+	var pool *relay.Pool
+	var token *identity.Token
+	err := n.store.View(func(tx *store.Tx) error {
+		c, err := store.Contacts.Get(tx, store.ContactKey(a))
+		if err != nil {
+			return err
+		}
+		pool = relay.NewPool(a, identity.LookupSecret(c.LookupSecret), box.Relay.Transport, box.Queue)
+		if len(c.Token) == identity.TokenSize {
+			t := identity.Token(c.Token)
+			token = &t
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	var blob []byte
+	err = n.depositor.Do(ctx, box.Relay, func(c *client.Conn) (err error) {
+		blob, err = c.TakeKey(ctx, box.Queue, pool.ID(), token)
+		if errors.Is(err, client.ErrRefused) && token != nil { // the relay does not know of it yet
+			blob, err = c.TakeKey(ctx, box.Queue, pool.ID(), nil)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	b, err := pool.Open(blob)
+	if err != nil {
+		return nil, err
+	}
+	bundle := new(wire.Signed)
+	return bundle, wire.Parse(b, protocol.MaxBundle, bundle)
 }
 
 // askPreKey asks the peer itself for a one-time key.
@@ -165,7 +320,14 @@ func (n *Node) startSession(a identity.Account, answer *wire.PreKeyAnswer) error
 		if err != nil {
 			return err
 		}
-		intro := prekey.Introduction{Manifest: me.Manifest, Profile: n.profile(me)}
+		profile, err := n.profile(tx, me, c.Account)
+		if err != nil {
+			return err
+		}
+		if s := profile.Mail.GetSealing(); len(s) > introSealing {
+			profile.Mail.Sealing = s[:introSealing] // more would not fit into a contact box
+		}
+		intro := prekey.Introduction{Manifest: me.Manifest, Profile: profile}
 		if len(c.Token) == identity.TokenSize {
 			t := identity.Token(c.Token)
 			intro.Token = &t
@@ -271,40 +433,69 @@ func (n *Node) servePreKey(_ context.Context, conn *stream.Conn) error {
 	return conn.Write(req.SealAnswer(&answer))
 }
 
-// Deliver carries envelopes to the peer and returns its answers, one each. The
-// stream is kept for the next delivery while there is work.
+// Deliver carries envelopes to the peer and returns its answers, one each; of
+// those that are too many for a circuit, to the first ones. The stream is kept
+// for the next delivery while there is work.
 func (k courier) Deliver(ctx context.Context, a identity.Account, envelopes [][]byte) ([]*wire.Outcome, error) {
 	n := k.n
 	ctx, cancel := context.WithTimeout(ctx, deliverTime)
 	defer cancel()
-	body := wire.Marshal(&wire.Delivery{Envelopes: envelopes})
 	conn, kept := n.lines.take(a)
+	if kept && conn.Limited() && n.direct(conn.Remote()) {
+		// A hole was punched since: what the relay would cut goes there.
+		conn.Close()
+		kept = false
+	}
 	if !kept {
 		var err error
 		if conn, err = n.openLine(ctx, a); err != nil {
 			return nil, err
 		}
 	}
-	b, err := conn.Exchange(ctx, body, protocol.MaxFrame)
-	if err != nil && kept {
-		// A stream that rested too long is gone without a fault of anybody.
+	part := portion(conn, envelopes)
+	b, err := conn.Exchange(ctx, wire.Marshal(&wire.Delivery{Envelopes: part}), protocol.MaxFrame)
+	if err != nil && (kept || conn.Limited()) {
+		// A stream that rested too long is gone without a fault of anybody, and so
+		// is one that a circuit's relay has cut.
 		conn.Close()
 		if conn, err = n.openLine(ctx, a); err != nil {
 			return nil, err
 		}
-		b, err = conn.Exchange(ctx, body, protocol.MaxFrame)
+		part = portion(conn, envelopes)
+		b, err = conn.Exchange(ctx, wire.Marshal(&wire.Delivery{Envelopes: part}), protocol.MaxFrame)
 	}
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
 	var answer wire.DeliveryAnswer
-	if err := wire.Parse(b, protocol.MaxFrame, &answer); err != nil || len(answer.Outcomes) != len(envelopes) {
+	if err := wire.Parse(b, protocol.MaxFrame, &answer); err != nil || len(answer.Outcomes) != len(part) {
 		conn.Refuse()
 		return nil, errors.New("node: the answer to a delivery does not fit it")
 	}
 	n.lines.put(a, conn)
 	return answer.Outcomes, n.noteHeld(a, answer.Outcomes)
+}
+
+// circuitBytes bounds the envelopes of one delivery through a circuit, but for a
+// single larger one. A relay cuts a circuit after 128 KiB, and of a delivery that
+// it cuts nothing is known: what does not fit into a new circuit would be sent
+// again and again, and never arrive.
+const circuitBytes = 32 << 10
+
+// portion returns the envelopes, from the first one on, that conn can carry at
+// once.
+func portion(conn *stream.Conn, envelopes [][]byte) [][]byte {
+	if !conn.Limited() {
+		return envelopes
+	}
+	size := 0
+	for i, e := range envelopes {
+		if size += len(e); i > 0 && size > circuitBytes {
+			return envelopes[:i]
+		}
+	}
+	return envelopes
 }
 
 // deliverTime bounds one delivery, search and dialling included.

@@ -6,17 +6,23 @@ import (
 	"time"
 
 	"starling/node/store"
+	"starling/protocol"
 	"starling/protocol/identity"
 )
 
 // Doctor answers why messages do or do not get through: for this node, or for
 // one contact.
-func (n *Node) Doctor(_ context.Context, contact string) ([]Finding, error) {
+func (n *Node) Doctor(ctx context.Context, contact string) ([]Finding, error) {
 	st := n.Status()
 	if contact != "" {
 		return n.examineContact(contact)
 	}
 	list := []Finding{n.examineNetwork(st), n.examineDHT(st), n.examineRecord(st), n.examineQueue(st)}
+	relays, err := n.examineRelays(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list = append(list, relays...)
 	if st.RolledBack {
 		list = append(list, Finding{
 			Check: "disk", Level: "warn", Text: "the profile came back from an older copy",
@@ -65,6 +71,42 @@ func (n *Node) examineRecord(st Status) Finding {
 	return Finding{Check: "record", Level: "ok", Text: "this account's record was confirmed " + age(st.Published, now)}
 }
 
+// examineRelays says how this user's relays stand, each that is not as it should
+// be by itself.
+func (n *Node) examineRelays(ctx context.Context) ([]Finding, error) {
+	all, err := n.Relays(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) == 0 {
+		return []Finding{{
+			Check: "relays", Level: "warn", Text: "no relay is named, so messages reach you only while you are online",
+			Hint: "starling relay add takes the link of a volunteer's relay",
+		}}, nil
+	}
+	var list []Finding
+	used := 0
+	for _, r := range all {
+		if r.State == "used" {
+			used++
+			continue
+		}
+		f := Finding{Check: "relays", Level: "warn", Text: "relay " + shortID(r.ID) + ": " + r.Detail}
+		if r.State == "leaving" {
+			f.Level = "ok"
+		}
+		list = append(list, f)
+	}
+	f := Finding{Check: "relays", Level: "ok", Text: plural(used, "relay") + " in use"}
+	if used < protocol.DepositRelays {
+		f.Level, f.Hint = "warn", fmt.Sprintf("with %d relays, one that is lost loses nothing", protocol.DepositRelays)
+	}
+	return append([]Finding{f}, list...), nil
+}
+
+// shortID is the part of a peer ID by which people tell two apart.
+func shortID(id string) string { return id[max(0, len(id)-8):] }
+
 func (n *Node) examineQueue(st Status) Finding {
 	if st.Queued == 0 {
 		return Finding{Check: "queue", Level: "ok", Text: "no message waits"}
@@ -96,7 +138,10 @@ func (n *Node) examineContact(who string) ([]Finding, error) {
 		}
 	}
 	now := n.cfg.Now()
-	network := Finding{Check: "network", Level: "ok", Text: view.Name + " is connected"}
+	network := Finding{Check: "network", Level: "ok", Text: view.Name + " is connected directly"}
+	if view.Path == PathCircuit {
+		network.Text = view.Name + " is connected through a circuit: there is no direct connection so far"
+	}
 	if !view.Connected {
 		network = Finding{Check: "network", Level: "warn", Text: view.Name + " is not connected, " + heard(view.LastSeen, now)}
 		if len(c.Endpoints) == 0 {
@@ -115,7 +160,29 @@ func (n *Node) examineContact(who string) ([]Finding, error) {
 	if view.Queued > 0 {
 		queue = Finding{Check: "queue", Level: "warn", Text: fmt.Sprintf("%s to %s not delivered yet", plural(view.Queued, "message"), view.Name), Hint: n.waiting(identity.Account(c.Account))}
 	}
-	return []Finding{state, network, record, queue}, nil
+	return []Finding{state, network, record, n.examineDeposits(c, view), queue}, nil
+}
+
+// examineDeposits says what is left for a contact at relays.
+func (n *Node) examineDeposits(c *store.Contact, view Contact) Finding {
+	f := Finding{Check: "relays", Level: "ok"}
+	own, public := len(openMail(c.Mail, true).Mailboxes), len(openMail(c.Boxes, false).Mailboxes)
+	switch {
+	case own > 0:
+		f.Text = fmt.Sprintf("%s takes messages at %s while away", view.Name, plural(own, "relay"))
+	case public > 0:
+		f.Text = fmt.Sprintf("%s takes first messages at %s while away", view.Name, plural(public, "relay"))
+	default:
+		f.Text = view.Name + " has told of no relay, so messages arrive only while both are online"
+		f.Level = "warn"
+	}
+	r, ok := n.outbox.Report(accountOf(c))
+	if !ok || r.Deposit.Err == nil {
+		return f
+	}
+	f.Level = "warn"
+	f.Hint = "the last attempt to leave messages there, " + age(r.Deposit.Last, n.cfg.Now()) + ", failed: " + r.Deposit.Err.Error()
+	return f
 }
 
 func heard(t, now time.Time) string {

@@ -17,6 +17,7 @@ import (
 	"starling/node/store"
 	"starling/protocol"
 	"starling/protocol/identity"
+	"starling/protocol/wire"
 )
 
 // Tuning of the search for a contact.
@@ -146,9 +147,21 @@ func (n *Node) up(p peer.ID) bool {
 	return s == network.Connected || s == network.Limited
 }
 
-// connected reports whether there is a connection to c.
-func (n *Node) connected(c *store.Contact) bool {
-	return slices.ContainsFunc(n.routes.peers(accountOf(c)), n.up)
+// direct reports whether there is a connection to p that is no circuit.
+func (n *Node) direct(p peer.ID) bool {
+	return slices.ContainsFunc(n.host.Network().ConnsToPeer(p), func(c network.Conn) bool { return pathOf(c) == PathDirect })
+}
+
+// path says how c is connected: empty if not at all.
+func (n *Node) path(c *store.Contact) Path {
+	peers := n.routes.peers(accountOf(c))
+	switch {
+	case slices.ContainsFunc(peers, n.direct):
+		return PathDirect
+	case slices.ContainsFunc(peers, n.up):
+		return PathCircuit
+	}
+	return ""
 }
 
 // reachPeer returns a connected transport key of a contact: one that is
@@ -168,7 +181,7 @@ func (n *Node) reachPeer(ctx context.Context, a identity.Account) (peer.ID, erro
 		return p, nil
 	}
 	missing := errNotFound
-	for _, search := range []func(context.Context, *store.Contact) ([]record.Body, error){n.askHints, n.askNeighbours, n.askDHT} {
+	for _, search := range n.searches(c) {
 		bodies, err := search(ctx, c)
 		if err != nil {
 			return "", err
@@ -230,18 +243,26 @@ func versionOf(c *store.Contact) record.Version {
 	return record.Version{Generation: c.RecordGeneration, Day: c.RecordDay, Seq: c.RecordSeq}
 }
 
-// askHints asks the nodes that the contact's link names.
-func (n *Node) askHints(ctx context.Context, c *store.Contact) ([]record.Body, error) {
-	var bodies []record.Body
+// searches lists who is asked for a contact's record: the nodes that their link
+// names, one after the other, as some may lead nowhere from here; then the
+// neighbours; then the DHT.
+func (n *Node) searches(c *store.Contact) []func(context.Context, *store.Contact) ([]record.Body, error) {
+	var list []func(context.Context, *store.Contact) ([]record.Body, error)
 	for _, e := range endpointsOf(c.Hints) {
-		if !n.up(peerOf(e.Transport)) && !n.dial(ctx, e) {
-			continue
-		}
-		if body, ok := n.fetch(ctx, peerOf(e.Transport), c); ok {
-			bodies = append(bodies, body)
-		}
+		list = append(list, func(ctx context.Context, c *store.Contact) ([]record.Body, error) { return n.askHint(ctx, c, e) })
 	}
-	return bodies, nil
+	return append(list, n.askNeighbours, n.askDHT)
+}
+
+// askHint asks a node that the contact's link names.
+func (n *Node) askHint(ctx context.Context, c *store.Contact, e identity.Endpoint) ([]record.Body, error) {
+	if !n.up(peerOf(e.Transport)) && !n.dial(ctx, e) {
+		return nil, nil
+	}
+	if body, ok := n.fetch(ctx, peerOf(e.Transport), c); ok {
+		return []record.Body{body}, nil
+	}
+	return nil, nil
 }
 
 // askNeighbours asks the peers that mDNS found on this network.
@@ -300,6 +321,9 @@ func (n *Node) found(a identity.Account, body record.Body) error {
 			return err
 		}
 		n.learnEndpoints(tx, c, body.Endpoints)
+		if body.Mail != nil {
+			c.Boxes = wire.Marshal(body.Mail)
+		}
 		return saveContact(tx, c)
 	})
 }

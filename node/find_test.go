@@ -132,7 +132,7 @@ func TestBootstrapIsRemembered(t *testing.T) {
 // The doctor says in plain words what is wrong, and what to do about it.
 func TestDoctor(t *testing.T) {
 	w := newWorld(t)
-	a, b := w.person("Ada", client, quick), w.person("Bo", client)
+	a, b := w.person("Ada", dhtClient, quick), w.person("Bo", dhtClient)
 	level := func(contact, check string) Finding {
 		t.Helper()
 		list, err := a.Doctor(w.ctx, contact)

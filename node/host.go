@@ -11,9 +11,11 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/host/autorelay"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
@@ -47,6 +49,7 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	if err != nil {
 		return nil, err
 	}
+	listening := make(chan struct{}) // closed below, once the host listens
 	low, high, grace := watermarks(cfg.Conns)
 	manager, err := connmgr.NewConnManager(low, high, connmgr.WithGracePeriod(grace))
 	if err != nil {
@@ -72,6 +75,7 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 			libp2p.Transport(libp2pquic.NewTransport),
 			libp2p.Transport(tcp.NewTCPTransport),
 			libp2p.Security(noise.ID, noise.New),
+			libp2p.UDPBlackHoleSuccessCounter(newBlackHole()),
 		)
 	}
 	if len(cfg.Announce) > 0 {
@@ -84,13 +88,32 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	if !cfg.NoPortMap {
 		opts = append(opts, libp2p.NATPortMap())
 	}
+	switch cfg.Reach {
+	case ReachPrivate:
+		opts = append(opts, libp2p.ForceReachabilityPrivate())
+	case ReachPublic:
+		opts = append(opts, libp2p.ForceReachabilityPublic())
+	}
 	if !cfg.NoAutoNAT {
-		opts = append(opts, libp2p.EnableAutoNATv2(), libp2p.EnableNATService())
+		opts = append(opts, libp2p.EnableNATService())
+		// The second version asks on its own account, whatever was decided; with
+		// ReachPublic that is the price of answering others.
+		if cfg.Reach != ReachPrivate {
+			opts = append(opts, libp2p.EnableAutoNATv2())
+		}
 	}
 	if cfg.NoRelayClient {
 		opts = append(opts, libp2p.DisableRelay())
 	} else {
-		opts = append(opts, libp2p.EnableRelay(), libp2p.EnableAutoRelayWithPeerSource(relays))
+		find := libp2p.EnableAutoRelayWithPeerSource(relays)
+		if named := circuitRelays(cfg); len(named) > 0 {
+			find = libp2p.EnableAutoRelayWithPeerSource(
+				func(ctx context.Context, _ int) <-chan peer.AddrInfo { return offer(ctx, listening, named) },
+				autorelay.WithMaxCandidates(len(named)), autorelay.WithMinCandidates(len(named)), autorelay.WithNumRelays(len(named)),
+				autorelay.WithBootDelay(0), autorelay.WithBackoff(circuitRetry), autorelay.WithMinInterval(circuitRetry),
+			)
+		}
+		opts = append(opts, libp2p.EnableRelay(), find)
 		if !cfg.NoHolePunch {
 			opts = append(opts, libp2p.EnableHolePunching())
 		}
@@ -120,7 +143,60 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	if err := h.Network().Listen(listen...); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting the network: %w", err), h.Close())
 	}
+	close(listening)
 	return h, nil
+}
+
+// offer returns the circuit relays of Config.CircuitRelays once this node
+// listens. Dialled before, they would see it at a port that nobody can use, and
+// as they are all that tells it where it is seen, it could never punch a hole.
+func offer(ctx context.Context, listening <-chan struct{}, named []peer.AddrInfo) <-chan peer.AddrInfo {
+	out := make(chan peer.AddrInfo, len(named))
+	defer close(out)
+	select {
+	case <-listening:
+	case <-ctx.Done():
+		return out
+	}
+	for _, info := range named {
+		out <- info
+	}
+	return out
+}
+
+// udpDials is how many dials over UDP must fail in a row until this node takes it
+// that its network lets no UDP out, and tries one in so many only.
+const udpDials = 100
+
+// newBlackHole makes the judge of that. libp2p's own starts undecided and asks
+// for five successes in a hundred: until then a node refuses to dial back to
+// QUIC addresses (AutoNAT v2), which in a small network nobody ever gets to, and
+// contacts who are away are failures enough to give up QUIC for all.
+func newBlackHole() *swarm.BlackHoleSuccessCounter {
+	c := &swarm.BlackHoleSuccessCounter{N: udpDials, MinSuccesses: 1, Name: "UDP"}
+	for range udpDials {
+		c.RecordResult(true)
+	}
+	return c
+}
+
+// circuitRetry is the pause after a circuit relay of Config.CircuitRelays did not
+// answer, or did not give a place. There are no others to ask meanwhile, and
+// libp2p has a back-off of its own for dialling, so it is short: a relay that
+// was started anew has its guests back within half a minute.
+const circuitRetry = 15 * time.Second
+
+// circuitRelays returns Config.CircuitRelays, one entry for each relay.
+func circuitRelays(cfg Config) []peer.AddrInfo {
+	var addrs []multiaddr.Multiaddr
+	for _, s := range cfg.CircuitRelays {
+		addrs = append(addrs, multiaddr.StringCast(s)) // checked by withDefaults
+	}
+	list, err := peer.AddrInfosFromP2pAddrs(addrs...)
+	if err != nil {
+		panic("node: internal error: withDefaults has checked the circuit relays")
+	}
+	return list
 }
 
 // newResources makes libp2p's default resource manager, without metrics: those

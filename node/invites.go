@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
@@ -165,7 +166,7 @@ func inviteOf(row *store.Invite, now time.Time) Invite {
 // reach says who can dial this node: direct (public address), relay (through a
 // circuit), lan (private addresses only) or none.
 func (n *Node) reach() string {
-	if n.reachability.Load() == int32(network.ReachabilityPublic) {
+	if n.reachability.Load() == int32(network.ReachabilityPublic) || len(n.confirmed()) > 0 {
 		return "direct"
 	}
 	reach := "none"
@@ -187,8 +188,7 @@ func isCircuit(a multiaddr.Multiaddr) bool {
 	return err == nil
 }
 
-// hints picks the addresses that go into a link, best first: at most two, of
-// which public ones are the best and loopback the last resort.
+// hints picks the addresses that go into a link, best first: at most two.
 func (n *Node) hints() (hints []identity.Hint, reach, advice string) {
 	reach = n.reach()
 	switch reach {
@@ -198,38 +198,67 @@ func (n *Node) hints() (hints []identity.Hint, reach, advice string) {
 		advice = "this node has no address that others could dial; the link works once both sides share a bootstrap node"
 	}
 	t, _ := transportOf(n.host.ID())
+	return bestHints(t, n.host.Addrs()), reach, advice
+}
+
+// bestHints picks from the addresses of the node with the key t.
+func bestHints(t identity.Transport, addrs []multiaddr.Multiaddr) (hints []identity.Hint) {
 	var best []identity.Hint
-	for rank := range 3 {
-		for _, a := range n.host.Addrs() {
+	for rank := range ranks {
+		for _, a := range addrs {
 			if h, ok := hintOf(t, a); ok && rankOf(a) == rank {
 				best = append(best, h)
 			}
 		}
 	}
 	for _, h := range best {
+		if h.Transport != t && slices.ContainsFunc(hints, func(known identity.Hint) bool { return known.Transport == h.Transport }) {
+			continue // another relay, or an address of our own, is worth more
+		}
 		l := identity.Link{Hints: append(hints[:len(hints):len(hints)], h)}
 		if l.Check() == nil {
 			hints = l.Hints
 		}
 	}
-	return hints, reach, advice
+	return hints
 }
 
-// rankOf orders addresses for a link: public, private, loopback.
+// rankOf orders addresses for a link: circuits, over QUIC first, which libp2p
+// has only where nobody can dial this node; then public, private, loopback.
 func rankOf(a multiaddr.Multiaddr) int {
+	_, err := a.ValueForProtocol(multiaddr.P_QUIC_V1)
 	switch {
-	case manet.IsPublicAddr(a):
+	case isCircuit(a) && err == nil:
 		return 0
-	case manet.IsIPLoopback(a):
+	case isCircuit(a):
+		return 1
+	case manet.IsPublicAddr(a):
 		return 2
+	case manet.IsIPLoopback(a):
+		return 4
 	}
-	return 1
+	return 3
 }
 
-// hintOf returns a as a hint, if it is an IP address with QUIC or TCP.
+const ranks = 5 // that rankOf knows
+
+// hintOf returns a as a hint, if it is an IP address with QUIC or TCP. Of a
+// circuit it is the relay: whoever asks there joins the network, if the relay
+// does not have the record itself.
 func hintOf(t identity.Transport, a multiaddr.Multiaddr) (identity.Hint, bool) {
 	if isCircuit(a) {
-		return identity.Hint{}, false
+		relay, err := a.ValueForProtocol(multiaddr.P_P2P)
+		if err != nil {
+			return identity.Hint{}, false
+		}
+		id, err := peer.Decode(relay)
+		if err != nil {
+			return identity.Hint{}, false
+		}
+		var ok bool
+		if t, ok = transportOf(id); !ok {
+			return identity.Hint{}, false
+		}
 	}
 	na, err := manet.ToNetAddr(firstTwo(a))
 	if err != nil {

@@ -24,6 +24,9 @@ func (n *Node) record(tx *store.Tx, e *store.Event, c *store.Contact) error {
 		e.Account, e.Name = c.Account, c.Name
 	}
 	tx.OnCommit(n.changed.wake)
+	if e.Type == "contact" || e.Type == "invite" {
+		tx.OnCommit(n.readers.kick) // who has a queue, and what admits strangers
+	}
 	return store.Journal.Put(tx, store.JournalKey(last+1), e)
 }
 

@@ -41,6 +41,7 @@ import (
 
 	"starling/dht"
 	"starling/node/outbox"
+	"starling/node/relay/client"
 	"starling/node/session"
 	"starling/node/store"
 	"starling/node/stream"
@@ -68,8 +69,13 @@ type Node struct {
 	rolledBack   bool
 	own          records
 	stale        chan struct{} // republish sends, keepRecords receives; capacity 1: one note is enough
-	untold       chan struct{} // rotateLookup sends, tellContacts receives; likewise
-	hostUp       atomic.Bool   // host is set
+	untold       chan struct{} // tellAgain sends, tellContacts receives; likewise
+	relayRows    chan struct{} // relaysChanged sends, readRelays receives; likewise
+	answers      chan struct{} // oweError sends, leaveAnswers receives; likewise
+	hosts        client.Hosts
+	depositor    *client.Depositor
+	readers      readers
+	hostUp       atomic.Bool // host is set
 
 	stop    context.CancelFunc
 	group   *errgroup.Group
@@ -91,6 +97,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	n := &Node{
 		cfg: cfg, log: cfg.Log, store: cfg.Store, changed: newBroadcast(), stale: make(chan struct{}, 1), untold: make(chan struct{}, 1),
+		relayRows: make(chan struct{}, 1), answers: make(chan struct{}, 1),
 		started: cfg.Now(), rolledBack: cfg.Store.RolledBack(),
 	}
 	defer func() {
@@ -113,6 +120,8 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.hostUp.Store(true)
+	n.hosts = client.NewHosts(cfg.Transports...)
+	n.depositor = client.NewDepositor(n.hosts, client.Dialer{Rand: cfg.Rand})
 	if err := n.makeRecords(); err != nil { // before anybody can ask for them
 		return nil, fmt.Errorf("making the records of today: %w", err)
 	}
@@ -120,7 +129,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, err
 	}
 	n.outbox = outbox.New(outbox.Config{
-		Store: n.store, Account: n.account(), Sealer: sealer{n.sessions, n}, Courier: courier{n},
+		Store: n.store, Account: n.account(), Sealer: sealer{n.sessions, n}, Courier: courier{n}, Mailer: mailer{n},
 		Now: cfg.Now, Rand: cfg.Rand, Changed: n.messageChanged, Log: n.log,
 	})
 	if err := n.loadRoutes(); err != nil {
@@ -153,6 +162,9 @@ func (n *Node) run() {
 		{"records", n.keepRecords},
 		{"news", n.tellContacts},
 		{"outbox", n.outbox.Run},
+		{"relays", n.readRelays},
+		{"copies", n.checkCopies},
+		{"answers", n.leaveAnswers},
 		{"network", n.watchNetwork},
 		{"greeting", n.greet},
 		{"mdns", n.watchNeighbours},

@@ -66,7 +66,7 @@ func (n *Node) receiveAll(p peer.ID, envelopes [][]byte) ([]*wire.Outcome, error
 		before := len(outcomes)
 		err := n.store.Update(func(tx *store.Tx) error {
 			for _, e := range envelopes[before:] {
-				o, opens, err := n.receive(tx, p, e)
+				o, opens, err := n.receive(tx, way{peer: p}, e)
 				switch {
 				case errors.Is(err, store.ErrTooBig) && len(outcomes) > before:
 					return nil // the next transaction has room for it
@@ -101,24 +101,39 @@ var (
 	errHold = errors.New("node: held")    // and answer that it may be accepted later
 )
 
-// receive opens one envelope that came from p, and commits all that follows
-// from it, or nothing. opens is false if nobody can say what is in it. The
-// error is one of the store.
-func (n *Node) receive(tx *store.Tx, p peer.ID, e []byte) (outcome *wire.Outcome, opens bool, err error) {
-	outcome = dropped()
+// A way is how an envelope came: on a stream of a peer, or sealed, through a
+// relay.
+type way struct {
+	peer   peer.ID
+	sealed *envelope.Opened
+}
+
+// open opens an envelope that came this way.
+func (n *Node) open(tx *store.Tx, now time.Time, w way, e []byte) (session.Opened, error) {
+	if w.sealed != nil {
+		return n.sessions.OpenRelayed(tx, now, w.sealed)
+	}
 	var from *identity.Account
-	if a, ok := n.routes.account(p); ok {
+	if a, ok := n.routes.account(w.peer); ok {
 		from = &a
 	}
+	return n.sessions.Open(tx, now, from, e)
+}
+
+// receive opens one envelope, and commits all that follows from it, or nothing.
+// opens is false if nobody can say what is in it. The error is one of the store,
+// or, of what came through a relay, errHold.
+func (n *Node) receive(tx *store.Tx, w way, e []byte) (outcome *wire.Outcome, opens bool, err error) {
+	outcome = dropped()
 	var before [32]byte
 	if n.cfg.Observe != nil {
 		before = tx.Digest()
 	}
 	err = tx.Try(func(tx *store.Tx) error {
 		now := n.cfg.Now()
-		o, err := n.sessions.Open(tx, now, from, e)
+		o, err := n.open(tx, now, w, e)
 		if again, ok := errors.AsType[*session.Duplicate](err); ok {
-			o = session.Opened{Peer: again.Peer, Ack: again.Ack}
+			o = session.Opened{Peer: again.Peer, Ack: again.Ack, Hash: envelope.HashOf(e)}
 		} else if err != nil {
 			return err
 		}
@@ -126,9 +141,16 @@ func (n *Node) receive(tx *store.Tx, p peer.ID, e []byte) (outcome *wire.Outcome
 		if err != nil {
 			return err
 		}
-		tx.OnCommit(func() { n.routes.prove(p, o.Peer) })
+		if w.sealed == nil {
+			tx.OnCommit(func() { n.routes.prove(w.peer, o.Peer) })
+		}
 		if o.Content != nil {
-			if err := n.take(tx, now, c, o.Content); err != nil {
+			if err := n.take(tx, now, c, o.Hash, o.Content); err != nil {
+				return err
+			}
+		}
+		if w.sealed != nil {
+			if err := n.oweReceipt(tx, now, o.Peer, o.Hash); err != nil {
 				return err
 			}
 		}
@@ -153,11 +175,21 @@ func (n *Node) receive(tx *store.Tx, p peer.ID, e []byte) (outcome *wire.Outcome
 		return outcome, true, nil
 	case undecryptable:
 		n.log.Info("an envelope does not open", "reason", bad.Answer.Reason)
+		if bad.Repeated != nil {
+			if err := n.relayRepeats(tx, *bad.Repeated); err != nil {
+				return nil, false, err
+			}
+		}
+		if w.sealed != nil { // there is no stream to answer on
+			return dropped(), false, n.oweError(tx, n.cfg.Now(), bad)
+		}
 		return &wire.Outcome{Status: wire.Status_STATUS_ERROR, Error: bad.Answer}, false, nil
 	case errors.Is(err, session.ErrDrop):
 		return dropped(), false, nil
 	case errors.Is(err, errDrop):
 		return dropped(), true, nil
+	case errors.Is(err, errHold) && w.sealed != nil:
+		return nil, true, err
 	case errors.Is(err, errHold):
 		return &wire.Outcome{Status: wire.Status_STATUS_HELD}, true, nil
 	}
@@ -311,11 +343,40 @@ func shownName(a identity.Account, profile string) string {
 	return a.Short() // no name, or one that passes for an account ID
 }
 
-// take acts on a content that was opened. A content that does not parse came
-// from a broken peer: it is acknowledged, so that it is not sent for ever, and
-// nothing is shown. Of a request nothing is kept that shows nothing, since
-// each envelope costs rows and its sender is a stranger.
-func (n *Node) take(tx *store.Tx, now time.Time, c *store.Contact, b []byte) error {
+// oweAgain is how soon a receipt is owed again for an envelope that a relay
+// brings again. Its copies at two relays come within minutes of each other.
+const oweAgain = time.Hour
+
+// oweReceipt notes that a receipt is owed for what an envelope held that came
+// through a relay. The same envelope may have come directly before, and its
+// acknowledgement may have been lost.
+func (n *Node) oweReceipt(tx *store.Tx, now time.Time, to identity.Account, hash envelope.Hash) error {
+	row, err := store.ReceivedEnvelopes.Get(tx, store.ReceivedKey(hash))
+	if err != nil || len(row.Id) != envelope.IDSize || now.Sub(time.UnixMilli(row.Owed)) < oweAgain {
+		return err
+	}
+	row.Owed = now.UnixMilli()
+	if err := store.ReceivedEnvelopes.Put(tx, store.ReceivedKey(hash), row); err != nil {
+		return err
+	}
+	return n.outbox.Owe(tx, now, to, envelope.ID(row.Id))
+}
+
+// note remembers which content an envelope held.
+func note(tx *store.Tx, hash envelope.Hash, id envelope.ID) error {
+	row, err := store.ReceivedEnvelopes.Get(tx, store.ReceivedKey(hash))
+	if err != nil {
+		return err
+	}
+	row.Id = id[:]
+	return store.ReceivedEnvelopes.Put(tx, store.ReceivedKey(hash), row)
+}
+
+// take acts on the content of an envelope that was opened. A content that does
+// not parse came from a broken peer: it is acknowledged, so that it is not sent
+// for ever, and nothing is shown. Of a request nothing is kept that shows
+// nothing, since each envelope costs rows and its sender is a stranger.
+func (n *Node) take(tx *store.Tx, now time.Time, c *store.Contact, hash envelope.Hash, b []byte) error {
 	asks := c.State == store.Contact_REQUEST
 	content, err := envelope.ParseContent(b)
 	if err != nil {
@@ -326,11 +387,20 @@ func (n *Node) take(tx *store.Tx, now time.Time, c *store.Contact, b []byte) err
 		return nil
 	}
 	key := store.SeenKey(accountOf(c), content.ID)
-	if seen, err := store.SeenIDs.Has(tx, key); err != nil || seen {
-		if seen && asks {
+	seen, err := store.SeenIDs.Has(tx, key)
+	if err != nil {
+		return err
+	}
+	if content.Receipt == nil {
+		if err := note(tx, hash, content.ID); err != nil {
+			return err
+		}
+	}
+	if seen {
+		if asks {
 			return errHold
 		}
-		return err
+		return nil
 	}
 	if asks {
 		full, err := atLeast(tx, store.SeenIDs, accountOf(c), maxRequestContents, nil)

@@ -51,7 +51,8 @@ func (n *Node) recordsOf(now time.Time, day uint32) ([]dht.Record, error) {
 		}
 		body.Bundles, body.ManifestBytes = [][]byte{bundle}, me.Manifest
 		copy(lookup[:], me.LookupSecret)
-		return nil
+		body.Mail, err = n.mailFor(tx, nil, ofDay(now, day))
+		return err
 	})
 	if err != nil {
 		return nil, err

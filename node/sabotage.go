@@ -17,7 +17,7 @@ func (n *Node) answerEarly(conn *stream.Conn, d *wire.Delivery, by time.Duration
 	discard := errors.New("node: discarded")
 	err := n.store.Update(func(tx *store.Tx) error {
 		for _, e := range d.Envelopes {
-			o, opens, err := n.receive(tx, conn.Remote(), e)
+			o, opens, err := n.receive(tx, way{peer: conn.Remote()}, e)
 			if err != nil {
 				return err
 			}

@@ -14,8 +14,9 @@ type Status struct {
 	PeerID         string    // libp2p peer ID of the transport key
 	Addrs          []string  // listen addresses, multiaddr text
 	BootstrapAddrs []string  // the same with /p2p, to hand to other nodes
+	Confirmed      []string  // public addresses at which peers were seen to reach this node (AutoNAT v2)
 	Reach          string    // lan, direct, relay or none
-	Relays         []string  // relays in use
+	Relays         []string  // IDs of the relays that this user names
 	Contacts       int       // contacts, requests not counted
 	Requests       int       // contact requests that wait for an answer
 	Queued         int       // messages not yet delivered
@@ -26,6 +27,37 @@ type Status struct {
 	Published      time.Time // the newest own record confirmed by read-back
 	Journal        uint64    // newest event
 	RolledBack     bool      // the store came back from an old copy at the last start
+
+	Connections []Connection // to contacts, by name: the best one to each who is connected
+}
+
+// A Path says how a connection runs.
+type Path string
+
+const (
+	PathDirect  Path = "direct"  // from node to node
+	PathCircuit Path = "circuit" // through a circuit relay, which cuts it after some time and bytes
+)
+
+// A Connection is one to a contact.
+type Connection struct {
+	Contact string // name
+	Account string
+	Path    Path
+	Addr    string    // multiaddr that the contact is seen at; of a circuit, the relay's
+	Opened  time.Time // when it came to be
+}
+
+// A Relay is a relay that this user names.
+type Relay struct {
+	ID        string    // peer ID
+	Addrs     []string  // multiaddr text
+	State     string    // new, used, waiting, refused, draining, dropped or leaving
+	Detail    string    // the state in plain words
+	Added     time.Time // when it was named first
+	Heard     time.Time // when it last answered; zero: not since the start
+	Queues    int       // of this user, at the relay
+	Connected bool
 }
 
 // An Invite is an invite link and what became of it.
@@ -52,6 +84,7 @@ type Contact struct {
 	Added       time.Time
 	LastSeen    time.Time // last authenticated word from them
 	Connected   bool
+	Path        Path // how, if Connected
 	Queued      int
 	Unread      int
 	Warning     string // "not the NAME you know", or empty
@@ -69,8 +102,11 @@ type Message struct {
 	Time     time.Time // when it was sent
 	Received time.Time // when it was committed here
 	Expires  time.Time
-	Reason   string // with failed, and with queued: what is waited for
-	Kind     string // text, or notice: what the chat must show although nobody wrote it
+	Reason   string    // with failed, and with queued: what is waited for
+	Kind     string    // text, or notice: what the chat must show although nobody wrote it
+	Copies   int       // with stored: relays that have it,
+	Relays   int       // of how many that the recipient has,
+	Until    time.Time // and when the last copy ends
 }
 
 // An Event is one entry of the journal.
@@ -87,7 +123,7 @@ type Event struct {
 
 // A Finding is one answer of the doctor.
 type Finding struct {
-	Check string // network, record, clock, disk, contact or queue
+	Check string // network, record, relays, clock, disk, contact or queue
 	Level string // ok, warn or bad
 	Text  string // one plain sentence
 	Hint  string // what to do, or empty

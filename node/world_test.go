@@ -134,7 +134,7 @@ func wrong(d time.Duration) func(*person) {
 	return func(p *person) { p.cfg.Now = func() time.Time { return time.Now().Add(d) } }
 }
 
-func client(p *person) { p.cfg.DHT = dht.ModeClient }
+func dhtClient(p *person) { p.cfg.DHT = dht.ModeClient }
 
 func bootstrap(from *person) func(*person) {
 	return func(p *person) { p.cfg.Bootstrap = from.Status().BootstrapAddrs }

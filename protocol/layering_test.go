@@ -156,9 +156,21 @@ var house = []folder{
 		"a relay is a shelf: it knows no session, no contact and no group",
 	},
 	{
+		"node/relay/station", false,
+		[]string{"dht", "dht/record", "node/relay", "node/relay/spool", "node/store", "protocol/..."},
+		nil,
+		"a volunteer's relay has no account: what knows people is not in it",
+	},
+	{
 		"node/relay/spool", false,
 		nil, nil,
 		"it keeps bytes on a disk, and does not know whose, what they mean or what was promised for them",
+	},
+	{
+		"node/relay/client", false,
+		[]string{"node/stream", "protocol/..."},
+		nil,
+		"who leaves things at a relay keeps the rows: it knows no store, no session and no contact",
 	},
 	{
 		"node/gossip", false,
@@ -182,7 +194,7 @@ var house = []folder{
 		"node", false,
 		[]string{
 			"protocol/...", "groups", "groups/senderkey", "dht", "dht/record", "node/store", "node/stream", "node/session",
-			"node/outbox", "node/relay", "node/gossip", "node/blob", "node/directory",
+			"node/outbox", "node/relay", "node/relay/client", "node/gossip", "node/blob", "node/directory",
 		},
 		nil,
 		"a node runs without an interface: API, web page and terminal stand on it",
@@ -282,8 +294,13 @@ var exclusives = []exclusive{
 	},
 	{
 		"github.com/libp2p/",
-		[]string{"dht", "node", "node/stream", "node/relay", "node/gossip", "node/blob", "node/directory", "simulation", "simulation/network", "cmd/*"},
+		[]string{"dht", "node", "node/stream", "node/relay", "node/relay/client", "node/relay/station", "node/gossip", "node/blob", "node/directory", "simulation", "simulation/network", "cmd/*"},
 		"what stores, seals or shows messages does not touch the network",
+	},
+	{
+		"github.com/prometheus/",
+		[]string{"node/relay/station", "cmd/*"},
+		"metrics are for who runs a relay: a node on somebody's own machine counts nothing for others",
 	},
 	{
 		"github.com/cloudflare/circl",

@@ -102,7 +102,7 @@ const Suite = 1
 const (
 	MaxText      = 16 << 10 // bytes of UTF-8 in one text message
 	MaxContent   = 32256    // bytes of padded content in one ratchet message: 32 KiB less 512
-	MaxEnvelope  = 48 << 10 // bytes of one envelope: the longest content, a handshake and the longest introduction; sealed, 64 KiB hold it
+	MaxEnvelope  = 59 << 10 // bytes of one envelope: the longest content, a handshake and the longest introduction; sealed, 64 KiB hold it
 	MaxBatch     = 64       // envelopes in one delivery
 	MaxFrame     = 1 << 20  // bytes of one frame on a stream
 	MaxRecord    = 17 << 10 // bytes of one DHT record
@@ -110,7 +110,7 @@ const (
 	MaxBundle    = 2 << 10  // bytes of one signed pre-key bundle
 	MaxSealing   = 1536     // bytes of one signed sealing key
 	MaxSealed    = 66672    // bytes of one sealed envelope: 64 KiB inside, 1,136 around it
-	MaxIntro     = 13 << 10 // bytes of the sealed introduction of a first message: manifest, profile, tag, token
+	MaxIntro     = 25 << 10 // bytes of the sealed introduction of a first message: manifest, profile with mail, tag, token
 	MaxReceipt   = 1024     // content IDs in one receipt
 	MaxDevices   = 16       // devices in a manifest
 	MaxName      = 64       // bytes of UTF-8 in a profile name
@@ -126,6 +126,7 @@ const (
 // reader, and says so; it never accepts more.
 const (
 	MaxRelays       = 3         // relays that an account names
+	MaxSealingKeys  = 6         // sealing keys beside the mailboxes there
 	DepositRelays   = 2         // relays that a sender leaves a message at
 	MaxDeposit      = 66672     // bytes of one deposit: the longest sealed envelope
 	MaxRelayRequest = 160 << 10 // bytes of one request to a relay; an answer is bounded by MaxFrame
@@ -167,6 +168,7 @@ const (
 	ArchivedLife   = 15 * 24 * time.Hour // an archived session
 	DayKeyLife     = 17 * 24 * time.Hour // private half of a day's keys, from the start of its day
 	OneTimeLife    = 10 * time.Minute    // a one-time pair minted on a stream
+	PoolKeyLife    = 14 * 24 * time.Hour // a one-time bundle of a relay's pool, the longest that any is valid
 	InviteLife     = 7 * 24 * time.Hour  // a one-use invite link
 	DaysAhead      = 14                  // days of bundles made and signed ahead
 	SealingKeyLife = 15 * 24 * time.Hour // private half of a week's sealing key, from the end of its week; longer while it has no successor

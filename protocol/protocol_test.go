@@ -80,6 +80,8 @@ func TestLifetimesFitTogether(t *testing.T) {
 	}{
 		{"a first message made on the last instant of a key's day, by a clock at the edge, still opens", day+protocol.BundleSkew+protocol.MessageLife < protocol.DayKeyLife},
 		{"a handshake is remembered for as long as its day key opens it", protocol.DayKeyLife < protocol.DedupeLife},
+		{"the use of a pool's key is remembered for as long as the key could be used", protocol.PoolKeyLife+protocol.BundleSkew+protocol.MessageLife < protocol.DedupeLife},
+		{"a one-time key minted on a stream lives shorter than one of a pool", protocol.OneTimeLife < protocol.PoolKeyLife},
 		{"a message expires before its duplicate is forgotten", protocol.MessageLife < protocol.DedupeLife},
 		{"a late message still finds its archived session", protocol.MessageLife < protocol.ArchivedLife},
 		{"a skipped key outlives the message that it opens", protocol.MessageLife < protocol.SkippedLife},
@@ -93,6 +95,7 @@ func TestLifetimesFitTogether(t *testing.T) {
 		{"a pool's reserve is part of it", protocol.PoolReserve < protocol.PoolKeys},
 		{"the longest deposit fits a request, and a chunk of a blob does", protocol.MaxDeposit < protocol.MaxRelayRequest && protocol.BlobChunk < protocol.MaxRelayRequest},
 		{"the records of all days made ahead, and yesterday's, fit a relay", 2*(protocol.DaysAhead+2) <= protocol.MaxRecordsAhead},
+		{"every account may tell a fresh and a later sealing key of two devices, and of one for all weeks made ahead", protocol.MaxSealingKeys >= 4 && protocol.MaxSealingKeys > protocol.WeeksAhead},
 		{"a signed bundle fits a pool's blob", protocol.MaxBundle+1 <= protocol.KeyBlob-12-16},
 		{"a full batch need not fit a frame, but the largest envelope does", protocol.MaxEnvelope < protocol.MaxFrame},
 	} {

@@ -115,6 +115,7 @@ type Body struct {
 	Seq           uint64              // from 0 within the day: it is public, and one that went on would link days
 	Bundles       [][]byte            // encoded wire.Signed, one for each device; not opened here
 	Endpoints     []identity.Endpoint // transport keys and their addresses
+	Mail          *wire.Mail          // contact boxes and sealing keys, bounded, for relay.OpenMail; nil if there are none
 }
 
 // Version returns the version of the body.
@@ -244,6 +245,19 @@ func Validate(key [KeySize]byte, rec []byte, now time.Time) error {
 		return err
 	}
 	return genuine(rec)
+}
+
+// Check returns the key and the day of a record that will be valid on that day,
+// days since 1970-01-01 UTC: for who holds one until then. Otherwise the error
+// wraps [ErrInvalid].
+func Check(rec []byte) (key [KeySize]byte, day uint32, err error) {
+	if err := wellFormed(rec); err != nil {
+		return key, 0, err
+	}
+	if err := genuine(rec); err != nil {
+		return key, 0, err
+	}
+	return KeyOf(rec), Day(rec), nil
 }
 
 // placed checks what needs no key.
@@ -391,7 +405,10 @@ func aead(a identity.Account, l identity.LookupSecret, public []byte) cipher.AEA
 }
 
 func marshal(b Body) ([]byte, error) {
-	m := &wire.RecordBody{Day: b.Day, Seq: b.Seq, Endpoints: identity.EndpointsWire(b.Endpoints)}
+	m := &wire.RecordBody{Day: b.Day, Seq: b.Seq, Endpoints: identity.EndpointsWire(b.Endpoints), Mail: b.Mail}
+	if err := identity.CheckMail(b.Mail); err != nil {
+		return nil, fmt.Errorf("record: mail: %w", err)
+	}
 	var err error
 	if m.Manifest, err = parseSigned(b.ManifestBytes); err != nil {
 		return nil, fmt.Errorf("record: manifest: %w", err)
@@ -436,5 +453,9 @@ func unmarshal(plain []byte, a identity.Account, now time.Time) (Body, error) {
 	if b.Endpoints, err = identity.EndpointsFromWire(m.Endpoints); err != nil {
 		return Body{}, fmt.Errorf("%w: endpoints: %w", ErrInvalid, err)
 	}
+	if err := identity.CheckMail(m.Mail); err != nil {
+		return Body{}, fmt.Errorf("%w: mail: %w", ErrInvalid, err)
+	}
+	b.Mail = m.Mail
 	return b, nil
 }

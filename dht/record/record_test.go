@@ -20,6 +20,7 @@ import (
 
 	"filippo.io/edwards25519"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
 	"pgregory.net/rapid"
 
 	"starling/protocol"
@@ -643,6 +644,7 @@ type vector struct {
 	Replica byte
 	Counter uint64
 	Seq     uint64
+	Mail    string `json:",omitempty"` // in the body, encoded
 	Factor  string // h
 	Blinded string // A_e
 	Key     string
@@ -661,7 +663,7 @@ type vectors struct {
 
 func makeVectors(t *testing.T) vectors {
 	var v vectors
-	for i, name := range []string{"alice", "bob", "carol"} {
+	for i, name := range []string{"alice", "bob", "carol", "dora"} {
 		r := seeded(name)
 		secret, err := identity.NewSecret(r)
 		if err != nil {
@@ -674,6 +676,13 @@ func makeVectors(t *testing.T) vectors {
 		for replica := range byte(Replicas) {
 			day := DayOf(noon) + uint32(i)
 			b := newBody(t, k, day, uint64(i), 1)
+			mail := ""
+			if name == "dora" { // two contact boxes and a sealing key
+				if b.Mail, err = boxes(t, k, 2, 1).Wire(false); err != nil {
+					t.Fatal(err)
+				}
+				mail = hex.EncodeToString(wire.Marshal(b.Mail))
+			}
 			key, rec, err := Make(seeded("vector/"+name), k, l, replica, uint64(i), b)
 			if err != nil {
 				t.Fatal(err)
@@ -682,7 +691,7 @@ func makeVectors(t *testing.T) vectors {
 			bl := blind(k, l, day, replica)
 			v.Records = append(v.Records, vector{
 				Name: name, Account: hex.EncodeToString(secret.Bytes()), Lookup: hex.EncodeToString(l[:]),
-				Day: day, Replica: replica, Counter: uint64(i), Seq: uint64(i),
+				Day: day, Replica: replica, Counter: uint64(i), Seq: uint64(i), Mail: mail,
 				Factor:  hex.EncodeToString(factor(k.Account(), l, day, replica).Bytes()),
 				Blinded: hex.EncodeToString(bl.public[:]),
 				Key:     hex.EncodeToString(key[:]),
@@ -775,6 +784,14 @@ func FuzzBody(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(plain)
+	withMail := newBody(f, k, DayOf(noon), 1, 1)
+	if withMail.Mail, err = boxes(f, k, 2, 1).Wire(false); err != nil {
+		f.Fatal(err)
+	}
+	if plain, err = marshal(withMail); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(plain)
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, plain []byte) {
 		b, err := unmarshal(plain, k.Account(), noon)
@@ -789,7 +806,7 @@ func FuzzBody(f *testing.F) {
 			t.Fatal(err)
 		}
 		c, err := unmarshal(again, k.Account(), noon)
-		if err != nil || !reflect.DeepEqual(b, c) {
+		if err != nil || !cmp.Equal(b, c, protocmp.Transform()) {
 			t.Fatalf("parse, marshal, parse: %v", err)
 		}
 	})
@@ -860,4 +877,34 @@ func BenchmarkOpen(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// A relay takes a record days ahead; whoever holds it then agrees.
+func TestCheckIsValidateOnTheRecordsDay(t *testing.T) {
+	for _, ahead := range []uint32{0, 1, 14} {
+		day := DayOf(noon) + ahead
+		key, rec := makeRecord(t, "alice", day, 1, 3, 0)
+		gotKey, gotDay, err := Check(rec)
+		if err != nil || gotKey != key || gotDay != day {
+			t.Errorf("%d days ahead: day %d, the right key %t, %v; want day %d", ahead, gotDay, gotKey == key, err, day)
+		}
+		if err := Validate(gotKey, rec, time.Unix(int64(gotDay)*86400, 0)); err != nil {
+			t.Errorf("%d days ahead: a holder refuses it: %v", ahead, err)
+		}
+	}
+	_, rec := makeRecord(t, "alice", DayOf(noon), 0, 3, 0)
+	for name, bad := range map[string][]byte{
+		"empty": {}, "cut": rec[:len(rec)-1], "longer": append(bytes.Clone(rec), 0),
+		"another day": flipped(rec, atDay+3), "another key": flipped(rec, atBlinded), "another body": flipped(rec, len(rec)-100),
+	} {
+		if _, _, err := Check(bad); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v, want ErrInvalid", name, err)
+		}
+	}
+}
+
+func flipped(b []byte, i int) []byte {
+	c := bytes.Clone(b)
+	c[i] ^= 1
+	return c
 }

@@ -94,6 +94,12 @@ const (
 	// StarlingRemoveBootstrapProcedure is the fully-qualified name of the Starling's RemoveBootstrap
 	// RPC.
 	StarlingRemoveBootstrapProcedure = "/starling.api.v1.Starling/RemoveBootstrap"
+	// StarlingAddRelayProcedure is the fully-qualified name of the Starling's AddRelay RPC.
+	StarlingAddRelayProcedure = "/starling.api.v1.Starling/AddRelay"
+	// StarlingListRelaysProcedure is the fully-qualified name of the Starling's ListRelays RPC.
+	StarlingListRelaysProcedure = "/starling.api.v1.Starling/ListRelays"
+	// StarlingRemoveRelayProcedure is the fully-qualified name of the Starling's RemoveRelay RPC.
+	StarlingRemoveRelayProcedure = "/starling.api.v1.Starling/RemoveRelay"
 	// StarlingDoctorProcedure is the fully-qualified name of the Starling's Doctor RPC.
 	StarlingDoctorProcedure = "/starling.api.v1.Starling/Doctor"
 )
@@ -133,6 +139,9 @@ type StarlingClient interface {
 	AddBootstrap(context.Context, *connect.Request[AddBootstrapRequest]) (*connect.Response[AddBootstrapResponse], error)
 	ListBootstrap(context.Context, *connect.Request[ListBootstrapRequest]) (*connect.Response[ListBootstrapResponse], error)
 	RemoveBootstrap(context.Context, *connect.Request[RemoveBootstrapRequest]) (*connect.Response[RemoveBootstrapResponse], error)
+	AddRelay(context.Context, *connect.Request[AddRelayRequest]) (*connect.Response[Relay], error)
+	ListRelays(context.Context, *connect.Request[ListRelaysRequest]) (*connect.Response[ListRelaysResponse], error)
+	RemoveRelay(context.Context, *connect.Request[RemoveRelayRequest]) (*connect.Response[RemoveRelayResponse], error)
 	Doctor(context.Context, *connect.Request[DoctorRequest]) (*connect.Response[DoctorResponse], error)
 }
 
@@ -303,6 +312,24 @@ func NewStarlingClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(starlingMethods.ByName("RemoveBootstrap")),
 			connect.WithClientOptions(opts...),
 		),
+		addRelay: connect.NewClient[AddRelayRequest, Relay](
+			httpClient,
+			baseURL+StarlingAddRelayProcedure,
+			connect.WithSchema(starlingMethods.ByName("AddRelay")),
+			connect.WithClientOptions(opts...),
+		),
+		listRelays: connect.NewClient[ListRelaysRequest, ListRelaysResponse](
+			httpClient,
+			baseURL+StarlingListRelaysProcedure,
+			connect.WithSchema(starlingMethods.ByName("ListRelays")),
+			connect.WithClientOptions(opts...),
+		),
+		removeRelay: connect.NewClient[RemoveRelayRequest, RemoveRelayResponse](
+			httpClient,
+			baseURL+StarlingRemoveRelayProcedure,
+			connect.WithSchema(starlingMethods.ByName("RemoveRelay")),
+			connect.WithClientOptions(opts...),
+		),
 		doctor: connect.NewClient[DoctorRequest, DoctorResponse](
 			httpClient,
 			baseURL+StarlingDoctorProcedure,
@@ -340,6 +367,9 @@ type starlingClient struct {
 	addBootstrap     *connect.Client[AddBootstrapRequest, AddBootstrapResponse]
 	listBootstrap    *connect.Client[ListBootstrapRequest, ListBootstrapResponse]
 	removeBootstrap  *connect.Client[RemoveBootstrapRequest, RemoveBootstrapResponse]
+	addRelay         *connect.Client[AddRelayRequest, Relay]
+	listRelays       *connect.Client[ListRelaysRequest, ListRelaysResponse]
+	removeRelay      *connect.Client[RemoveRelayRequest, RemoveRelayResponse]
 	doctor           *connect.Client[DoctorRequest, DoctorResponse]
 }
 
@@ -473,6 +503,21 @@ func (c *starlingClient) RemoveBootstrap(ctx context.Context, req *connect.Reque
 	return c.removeBootstrap.CallUnary(ctx, req)
 }
 
+// AddRelay calls starling.api.v1.Starling.AddRelay.
+func (c *starlingClient) AddRelay(ctx context.Context, req *connect.Request[AddRelayRequest]) (*connect.Response[Relay], error) {
+	return c.addRelay.CallUnary(ctx, req)
+}
+
+// ListRelays calls starling.api.v1.Starling.ListRelays.
+func (c *starlingClient) ListRelays(ctx context.Context, req *connect.Request[ListRelaysRequest]) (*connect.Response[ListRelaysResponse], error) {
+	return c.listRelays.CallUnary(ctx, req)
+}
+
+// RemoveRelay calls starling.api.v1.Starling.RemoveRelay.
+func (c *starlingClient) RemoveRelay(ctx context.Context, req *connect.Request[RemoveRelayRequest]) (*connect.Response[RemoveRelayResponse], error) {
+	return c.removeRelay.CallUnary(ctx, req)
+}
+
 // Doctor calls starling.api.v1.Starling.Doctor.
 func (c *starlingClient) Doctor(ctx context.Context, req *connect.Request[DoctorRequest]) (*connect.Response[DoctorResponse], error) {
 	return c.doctor.CallUnary(ctx, req)
@@ -513,6 +558,9 @@ type StarlingHandler interface {
 	AddBootstrap(context.Context, *connect.Request[AddBootstrapRequest]) (*connect.Response[AddBootstrapResponse], error)
 	ListBootstrap(context.Context, *connect.Request[ListBootstrapRequest]) (*connect.Response[ListBootstrapResponse], error)
 	RemoveBootstrap(context.Context, *connect.Request[RemoveBootstrapRequest]) (*connect.Response[RemoveBootstrapResponse], error)
+	AddRelay(context.Context, *connect.Request[AddRelayRequest]) (*connect.Response[Relay], error)
+	ListRelays(context.Context, *connect.Request[ListRelaysRequest]) (*connect.Response[ListRelaysResponse], error)
+	RemoveRelay(context.Context, *connect.Request[RemoveRelayRequest]) (*connect.Response[RemoveRelayResponse], error)
 	Doctor(context.Context, *connect.Request[DoctorRequest]) (*connect.Response[DoctorResponse], error)
 }
 
@@ -679,6 +727,24 @@ func NewStarlingHandler(svc StarlingHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(starlingMethods.ByName("RemoveBootstrap")),
 		connect.WithHandlerOptions(opts...),
 	)
+	starlingAddRelayHandler := connect.NewUnaryHandler(
+		StarlingAddRelayProcedure,
+		svc.AddRelay,
+		connect.WithSchema(starlingMethods.ByName("AddRelay")),
+		connect.WithHandlerOptions(opts...),
+	)
+	starlingListRelaysHandler := connect.NewUnaryHandler(
+		StarlingListRelaysProcedure,
+		svc.ListRelays,
+		connect.WithSchema(starlingMethods.ByName("ListRelays")),
+		connect.WithHandlerOptions(opts...),
+	)
+	starlingRemoveRelayHandler := connect.NewUnaryHandler(
+		StarlingRemoveRelayProcedure,
+		svc.RemoveRelay,
+		connect.WithSchema(starlingMethods.ByName("RemoveRelay")),
+		connect.WithHandlerOptions(opts...),
+	)
 	starlingDoctorHandler := connect.NewUnaryHandler(
 		StarlingDoctorProcedure,
 		svc.Doctor,
@@ -739,6 +805,12 @@ func NewStarlingHandler(svc StarlingHandler, opts ...connect.HandlerOption) (str
 			starlingListBootstrapHandler.ServeHTTP(w, r)
 		case StarlingRemoveBootstrapProcedure:
 			starlingRemoveBootstrapHandler.ServeHTTP(w, r)
+		case StarlingAddRelayProcedure:
+			starlingAddRelayHandler.ServeHTTP(w, r)
+		case StarlingListRelaysProcedure:
+			starlingListRelaysHandler.ServeHTTP(w, r)
+		case StarlingRemoveRelayProcedure:
+			starlingRemoveRelayHandler.ServeHTTP(w, r)
 		case StarlingDoctorProcedure:
 			starlingDoctorHandler.ServeHTTP(w, r)
 		default:
@@ -852,6 +924,18 @@ func (UnimplementedStarlingHandler) ListBootstrap(context.Context, *connect.Requ
 
 func (UnimplementedStarlingHandler) RemoveBootstrap(context.Context, *connect.Request[RemoveBootstrapRequest]) (*connect.Response[RemoveBootstrapResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("starling.api.v1.Starling.RemoveBootstrap is not implemented"))
+}
+
+func (UnimplementedStarlingHandler) AddRelay(context.Context, *connect.Request[AddRelayRequest]) (*connect.Response[Relay], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("starling.api.v1.Starling.AddRelay is not implemented"))
+}
+
+func (UnimplementedStarlingHandler) ListRelays(context.Context, *connect.Request[ListRelaysRequest]) (*connect.Response[ListRelaysResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("starling.api.v1.Starling.ListRelays is not implemented"))
+}
+
+func (UnimplementedStarlingHandler) RemoveRelay(context.Context, *connect.Request[RemoveRelayRequest]) (*connect.Response[RemoveRelayResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("starling.api.v1.Starling.RemoveRelay is not implemented"))
 }
 
 func (UnimplementedStarlingHandler) Doctor(context.Context, *connect.Request[DoctorRequest]) (*connect.Response[DoctorResponse], error) {

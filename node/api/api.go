@@ -38,6 +38,12 @@ const (
 	StateStopping  = "stopping"
 )
 
+// How a contact is connected, as Status and Contact spell it.
+const (
+	PathDirect  = string(node.PathDirect)
+	PathCircuit = string(node.PathCircuit)
+)
+
 // Errors that a client tells apart before and beside those of the node, which
 // are [*node.Error].
 var (
@@ -112,6 +118,10 @@ type Backend interface {
 	AddBootstrap(ctx context.Context, addr string) error
 	ListBootstrap(ctx context.Context) ([]string, error)
 	RemoveBootstrap(ctx context.Context, addr string) error
+
+	AddRelay(ctx context.Context, link string) (node.Relay, error)
+	Relays(ctx context.Context) ([]node.Relay, error)
+	RemoveRelay(ctx context.Context, who string) error
 
 	Doctor(ctx context.Context, contact string) ([]node.Finding, error)
 

@@ -73,23 +73,25 @@ type StatusResponse struct {
 	Pid     int64                  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
 	Home    string                 `protobuf:"bytes,5,opt,name=home,proto3" json:"home,omitempty"`
 	// The rest is empty unless running.
-	Account        string   `protobuf:"bytes,10,opt,name=account,proto3" json:"account,omitempty"`
-	Name           string   `protobuf:"bytes,11,opt,name=name,proto3" json:"name,omitempty"`
-	PeerId         string   `protobuf:"bytes,12,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
-	Addrs          []string `protobuf:"bytes,13,rep,name=addrs,proto3" json:"addrs,omitempty"`
-	BootstrapAddrs []string `protobuf:"bytes,14,rep,name=bootstrap_addrs,json=bootstrapAddrs,proto3" json:"bootstrap_addrs,omitempty"` // addrs with /p2p
-	Reach          string   `protobuf:"bytes,15,opt,name=reach,proto3" json:"reach,omitempty"`                                         // lan, direct, relay, none
-	Relays         []string `protobuf:"bytes,16,rep,name=relays,proto3" json:"relays,omitempty"`
-	Contacts       uint32   `protobuf:"varint,17,opt,name=contacts,proto3" json:"contacts,omitempty"`
-	Requests       uint32   `protobuf:"varint,18,opt,name=requests,proto3" json:"requests,omitempty"`
-	Queued         uint32   `protobuf:"varint,19,opt,name=queued,proto3" json:"queued,omitempty"`                     // messages not yet delivered
-	Connected      uint32   `protobuf:"varint,20,opt,name=connected,proto3" json:"connected,omitempty"`               // peers connected
-	DhtPeers       uint32   `protobuf:"varint,21,opt,name=dht_peers,json=dhtPeers,proto3" json:"dht_peers,omitempty"` // peers in the routing table
-	DhtMode        string   `protobuf:"bytes,22,opt,name=dht_mode,json=dhtMode,proto3" json:"dht_mode,omitempty"`     // server, client
-	Started        int64    `protobuf:"varint,23,opt,name=started,proto3" json:"started,omitempty"`
-	Published      int64    `protobuf:"varint,24,opt,name=published,proto3" json:"published,omitempty"`                     // the newest record confirmed by read-back, 0 if none
-	Journal        uint64   `protobuf:"varint,25,opt,name=journal,proto3" json:"journal,omitempty"`                         // newest event
-	RolledBack     bool     `protobuf:"varint,26,opt,name=rolled_back,json=rolledBack,proto3" json:"rolled_back,omitempty"` // the store came back from an old copy at the last start
+	Account        string        `protobuf:"bytes,10,opt,name=account,proto3" json:"account,omitempty"`
+	Name           string        `protobuf:"bytes,11,opt,name=name,proto3" json:"name,omitempty"`
+	PeerId         string        `protobuf:"bytes,12,opt,name=peer_id,json=peerId,proto3" json:"peer_id,omitempty"`
+	Addrs          []string      `protobuf:"bytes,13,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	BootstrapAddrs []string      `protobuf:"bytes,14,rep,name=bootstrap_addrs,json=bootstrapAddrs,proto3" json:"bootstrap_addrs,omitempty"` // addrs with /p2p
+	Reach          string        `protobuf:"bytes,15,opt,name=reach,proto3" json:"reach,omitempty"`                                         // lan, direct, relay, none
+	Relays         []string      `protobuf:"bytes,16,rep,name=relays,proto3" json:"relays,omitempty"`                                       // IDs of the relays in use
+	Contacts       uint32        `protobuf:"varint,17,opt,name=contacts,proto3" json:"contacts,omitempty"`
+	Requests       uint32        `protobuf:"varint,18,opt,name=requests,proto3" json:"requests,omitempty"`
+	Queued         uint32        `protobuf:"varint,19,opt,name=queued,proto3" json:"queued,omitempty"`                     // messages not yet delivered
+	Connected      uint32        `protobuf:"varint,20,opt,name=connected,proto3" json:"connected,omitempty"`               // peers connected
+	DhtPeers       uint32        `protobuf:"varint,21,opt,name=dht_peers,json=dhtPeers,proto3" json:"dht_peers,omitempty"` // peers in the routing table
+	DhtMode        string        `protobuf:"bytes,22,opt,name=dht_mode,json=dhtMode,proto3" json:"dht_mode,omitempty"`     // server, client
+	Started        int64         `protobuf:"varint,23,opt,name=started,proto3" json:"started,omitempty"`
+	Published      int64         `protobuf:"varint,24,opt,name=published,proto3" json:"published,omitempty"`                     // the newest record confirmed by read-back, 0 if none
+	Journal        uint64        `protobuf:"varint,25,opt,name=journal,proto3" json:"journal,omitempty"`                         // newest event
+	RolledBack     bool          `protobuf:"varint,26,opt,name=rolled_back,json=rolledBack,proto3" json:"rolled_back,omitempty"` // the store came back from an old copy at the last start
+	Connections    []*Connection `protobuf:"bytes,27,rep,name=connections,proto3" json:"connections,omitempty"`                  // to contacts, by name: the best one to each who is connected
+	Confirmed      []string      `protobuf:"bytes,28,rep,name=confirmed,proto3" json:"confirmed,omitempty"`                      // public addresses at which peers were seen to reach this node
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -278,6 +280,96 @@ func (x *StatusResponse) GetRolledBack() bool {
 	return false
 }
 
+func (x *StatusResponse) GetConnections() []*Connection {
+	if x != nil {
+		return x.Connections
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetConfirmed() []string {
+	if x != nil {
+		return x.Confirmed
+	}
+	return nil
+}
+
+type Connection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Contact       string                 `protobuf:"bytes,1,opt,name=contact,proto3" json:"contact,omitempty"` // name
+	Account       string                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"` // direct, circuit
+	Addr          string                 `protobuf:"bytes,4,opt,name=addr,proto3" json:"addr,omitempty"` // multiaddr that the contact is seen at; of a circuit, the relay's
+	Opened        int64                  `protobuf:"varint,5,opt,name=opened,proto3" json:"opened,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Connection) Reset() {
+	*x = Connection{}
+	mi := &file_api_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Connection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Connection) ProtoMessage() {}
+
+func (x *Connection) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Connection.ProtoReflect.Descriptor instead.
+func (*Connection) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Connection) GetContact() string {
+	if x != nil {
+		return x.Contact
+	}
+	return ""
+}
+
+func (x *Connection) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *Connection) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Connection) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *Connection) GetOpened() int64 {
+	if x != nil {
+		return x.Opened
+	}
+	return 0
+}
+
 type UnlockRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Passphrase    []byte                 `protobuf:"bytes,1,opt,name=passphrase,proto3" json:"passphrase,omitempty"`
@@ -287,7 +379,7 @@ type UnlockRequest struct {
 
 func (x *UnlockRequest) Reset() {
 	*x = UnlockRequest{}
-	mi := &file_api_proto_msgTypes[2]
+	mi := &file_api_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -299,7 +391,7 @@ func (x *UnlockRequest) String() string {
 func (*UnlockRequest) ProtoMessage() {}
 
 func (x *UnlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[2]
+	mi := &file_api_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -312,7 +404,7 @@ func (x *UnlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockRequest.ProtoReflect.Descriptor instead.
 func (*UnlockRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{2}
+	return file_api_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *UnlockRequest) GetPassphrase() []byte {
@@ -330,7 +422,7 @@ type UnlockResponse struct {
 
 func (x *UnlockResponse) Reset() {
 	*x = UnlockResponse{}
-	mi := &file_api_proto_msgTypes[3]
+	mi := &file_api_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +434,7 @@ func (x *UnlockResponse) String() string {
 func (*UnlockResponse) ProtoMessage() {}
 
 func (x *UnlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[3]
+	mi := &file_api_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +447,7 @@ func (x *UnlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockResponse.ProtoReflect.Descriptor instead.
 func (*UnlockResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{3}
+	return file_api_proto_rawDescGZIP(), []int{4}
 }
 
 type LockRequest struct {
@@ -366,7 +458,7 @@ type LockRequest struct {
 
 func (x *LockRequest) Reset() {
 	*x = LockRequest{}
-	mi := &file_api_proto_msgTypes[4]
+	mi := &file_api_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -378,7 +470,7 @@ func (x *LockRequest) String() string {
 func (*LockRequest) ProtoMessage() {}
 
 func (x *LockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[4]
+	mi := &file_api_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -391,7 +483,7 @@ func (x *LockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRequest.ProtoReflect.Descriptor instead.
 func (*LockRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{4}
+	return file_api_proto_rawDescGZIP(), []int{5}
 }
 
 type LockResponse struct {
@@ -402,7 +494,7 @@ type LockResponse struct {
 
 func (x *LockResponse) Reset() {
 	*x = LockResponse{}
-	mi := &file_api_proto_msgTypes[5]
+	mi := &file_api_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +506,7 @@ func (x *LockResponse) String() string {
 func (*LockResponse) ProtoMessage() {}
 
 func (x *LockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[5]
+	mi := &file_api_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +519,7 @@ func (x *LockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockResponse.ProtoReflect.Descriptor instead.
 func (*LockResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{5}
+	return file_api_proto_rawDescGZIP(), []int{6}
 }
 
 type StopRequest struct {
@@ -438,7 +530,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_api_proto_msgTypes[6]
+	mi := &file_api_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +542,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[6]
+	mi := &file_api_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +555,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{6}
+	return file_api_proto_rawDescGZIP(), []int{7}
 }
 
 type StopResponse struct {
@@ -474,7 +566,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_api_proto_msgTypes[7]
+	mi := &file_api_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +578,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[7]
+	mi := &file_api_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +591,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{7}
+	return file_api_proto_rawDescGZIP(), []int{8}
 }
 
 type ChangePassphraseRequest struct {
@@ -512,7 +604,7 @@ type ChangePassphraseRequest struct {
 
 func (x *ChangePassphraseRequest) Reset() {
 	*x = ChangePassphraseRequest{}
-	mi := &file_api_proto_msgTypes[8]
+	mi := &file_api_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +616,7 @@ func (x *ChangePassphraseRequest) String() string {
 func (*ChangePassphraseRequest) ProtoMessage() {}
 
 func (x *ChangePassphraseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[8]
+	mi := &file_api_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +629,7 @@ func (x *ChangePassphraseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangePassphraseRequest.ProtoReflect.Descriptor instead.
 func (*ChangePassphraseRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{8}
+	return file_api_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ChangePassphraseRequest) GetOld() []byte {
@@ -562,7 +654,7 @@ type ChangePassphraseResponse struct {
 
 func (x *ChangePassphraseResponse) Reset() {
 	*x = ChangePassphraseResponse{}
-	mi := &file_api_proto_msgTypes[9]
+	mi := &file_api_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +666,7 @@ func (x *ChangePassphraseResponse) String() string {
 func (*ChangePassphraseResponse) ProtoMessage() {}
 
 func (x *ChangePassphraseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[9]
+	mi := &file_api_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +679,7 @@ func (x *ChangePassphraseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangePassphraseResponse.ProtoReflect.Descriptor instead.
 func (*ChangePassphraseResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{9}
+	return file_api_proto_rawDescGZIP(), []int{10}
 }
 
 type CreateInviteRequest struct {
@@ -599,7 +691,7 @@ type CreateInviteRequest struct {
 
 func (x *CreateInviteRequest) Reset() {
 	*x = CreateInviteRequest{}
-	mi := &file_api_proto_msgTypes[10]
+	mi := &file_api_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +703,7 @@ func (x *CreateInviteRequest) String() string {
 func (*CreateInviteRequest) ProtoMessage() {}
 
 func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[10]
+	mi := &file_api_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +716,7 @@ func (x *CreateInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateInviteRequest.ProtoReflect.Descriptor instead.
 func (*CreateInviteRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{10}
+	return file_api_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateInviteRequest) GetPublic() bool {
@@ -651,7 +743,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_api_proto_msgTypes[11]
+	mi := &file_api_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +755,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[11]
+	mi := &file_api_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +768,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{11}
+	return file_api_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Invite) GetId() string {
@@ -750,7 +842,7 @@ type ListInvitesRequest struct {
 
 func (x *ListInvitesRequest) Reset() {
 	*x = ListInvitesRequest{}
-	mi := &file_api_proto_msgTypes[12]
+	mi := &file_api_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +854,7 @@ func (x *ListInvitesRequest) String() string {
 func (*ListInvitesRequest) ProtoMessage() {}
 
 func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[12]
+	mi := &file_api_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +867,7 @@ func (x *ListInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesRequest.ProtoReflect.Descriptor instead.
 func (*ListInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{12}
+	return file_api_proto_rawDescGZIP(), []int{13}
 }
 
 type ListInvitesResponse struct {
@@ -787,7 +879,7 @@ type ListInvitesResponse struct {
 
 func (x *ListInvitesResponse) Reset() {
 	*x = ListInvitesResponse{}
-	mi := &file_api_proto_msgTypes[13]
+	mi := &file_api_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +891,7 @@ func (x *ListInvitesResponse) String() string {
 func (*ListInvitesResponse) ProtoMessage() {}
 
 func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[13]
+	mi := &file_api_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +904,7 @@ func (x *ListInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInvitesResponse.ProtoReflect.Descriptor instead.
 func (*ListInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{13}
+	return file_api_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListInvitesResponse) GetInvites() []*Invite {
@@ -831,7 +923,7 @@ type RevokeInviteRequest struct {
 
 func (x *RevokeInviteRequest) Reset() {
 	*x = RevokeInviteRequest{}
-	mi := &file_api_proto_msgTypes[14]
+	mi := &file_api_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +935,7 @@ func (x *RevokeInviteRequest) String() string {
 func (*RevokeInviteRequest) ProtoMessage() {}
 
 func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[14]
+	mi := &file_api_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +948,7 @@ func (x *RevokeInviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteRequest.ProtoReflect.Descriptor instead.
 func (*RevokeInviteRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{14}
+	return file_api_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeInviteRequest) GetId() string {
@@ -874,7 +966,7 @@ type RevokeInviteResponse struct {
 
 func (x *RevokeInviteResponse) Reset() {
 	*x = RevokeInviteResponse{}
-	mi := &file_api_proto_msgTypes[15]
+	mi := &file_api_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +978,7 @@ func (x *RevokeInviteResponse) String() string {
 func (*RevokeInviteResponse) ProtoMessage() {}
 
 func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[15]
+	mi := &file_api_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +991,7 @@ func (x *RevokeInviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeInviteResponse.ProtoReflect.Descriptor instead.
 func (*RevokeInviteResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{15}
+	return file_api_proto_rawDescGZIP(), []int{16}
 }
 
 type RotateInvitesRequest struct {
@@ -910,7 +1002,7 @@ type RotateInvitesRequest struct {
 
 func (x *RotateInvitesRequest) Reset() {
 	*x = RotateInvitesRequest{}
-	mi := &file_api_proto_msgTypes[16]
+	mi := &file_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1014,7 @@ func (x *RotateInvitesRequest) String() string {
 func (*RotateInvitesRequest) ProtoMessage() {}
 
 func (x *RotateInvitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[16]
+	mi := &file_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1027,7 @@ func (x *RotateInvitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateInvitesRequest.ProtoReflect.Descriptor instead.
 func (*RotateInvitesRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{16}
+	return file_api_proto_rawDescGZIP(), []int{17}
 }
 
 type RotateInvitesResponse struct {
@@ -946,7 +1038,7 @@ type RotateInvitesResponse struct {
 
 func (x *RotateInvitesResponse) Reset() {
 	*x = RotateInvitesResponse{}
-	mi := &file_api_proto_msgTypes[17]
+	mi := &file_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1050,7 @@ func (x *RotateInvitesResponse) String() string {
 func (*RotateInvitesResponse) ProtoMessage() {}
 
 func (x *RotateInvitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[17]
+	mi := &file_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1063,7 @@ func (x *RotateInvitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateInvitesResponse.ProtoReflect.Descriptor instead.
 func (*RotateInvitesResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{17}
+	return file_api_proto_rawDescGZIP(), []int{18}
 }
 
 type Contact struct {
@@ -989,13 +1081,14 @@ type Contact struct {
 	Unread        uint32                 `protobuf:"varint,11,opt,name=unread,proto3" json:"unread,omitempty"`
 	Warning       string                 `protobuf:"bytes,12,opt,name=warning,proto3" json:"warning,omitempty"`                         // "not the NAME you know", or empty
 	NewAccount    string                 `protobuf:"bytes,13,opt,name=new_account,json=newAccount,proto3" json:"new_account,omitempty"` // with key_changed: the key that was offered
+	Path          string                 `protobuf:"bytes,14,opt,name=path,proto3" json:"path,omitempty"`                               // if connected: direct, circuit
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Contact) Reset() {
 	*x = Contact{}
-	mi := &file_api_proto_msgTypes[18]
+	mi := &file_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1100,7 @@ func (x *Contact) String() string {
 func (*Contact) ProtoMessage() {}
 
 func (x *Contact) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[18]
+	mi := &file_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1113,7 @@ func (x *Contact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contact.ProtoReflect.Descriptor instead.
 func (*Contact) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{18}
+	return file_api_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Contact) GetAccount() string {
@@ -1114,6 +1207,13 @@ func (x *Contact) GetNewAccount() string {
 	return ""
 }
 
+func (x *Contact) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 type AddContactRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Link          string                 `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"`
@@ -1124,7 +1224,7 @@ type AddContactRequest struct {
 
 func (x *AddContactRequest) Reset() {
 	*x = AddContactRequest{}
-	mi := &file_api_proto_msgTypes[19]
+	mi := &file_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1236,7 @@ func (x *AddContactRequest) String() string {
 func (*AddContactRequest) ProtoMessage() {}
 
 func (x *AddContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[19]
+	mi := &file_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1249,7 @@ func (x *AddContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddContactRequest.ProtoReflect.Descriptor instead.
 func (*AddContactRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{19}
+	return file_api_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AddContactRequest) GetLink() string {
@@ -1175,7 +1275,7 @@ type ListContactsRequest struct {
 
 func (x *ListContactsRequest) Reset() {
 	*x = ListContactsRequest{}
-	mi := &file_api_proto_msgTypes[20]
+	mi := &file_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1287,7 @@ func (x *ListContactsRequest) String() string {
 func (*ListContactsRequest) ProtoMessage() {}
 
 func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[20]
+	mi := &file_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1300,7 @@ func (x *ListContactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsRequest.ProtoReflect.Descriptor instead.
 func (*ListContactsRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{20}
+	return file_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListContactsRequest) GetRequests() bool {
@@ -1219,7 +1319,7 @@ type ListContactsResponse struct {
 
 func (x *ListContactsResponse) Reset() {
 	*x = ListContactsResponse{}
-	mi := &file_api_proto_msgTypes[21]
+	mi := &file_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1331,7 @@ func (x *ListContactsResponse) String() string {
 func (*ListContactsResponse) ProtoMessage() {}
 
 func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[21]
+	mi := &file_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1344,7 @@ func (x *ListContactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContactsResponse.ProtoReflect.Descriptor instead.
 func (*ListContactsResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{21}
+	return file_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListContactsResponse) GetContacts() []*Contact {
@@ -1264,7 +1364,7 @@ type AcceptContactRequest struct {
 
 func (x *AcceptContactRequest) Reset() {
 	*x = AcceptContactRequest{}
-	mi := &file_api_proto_msgTypes[22]
+	mi := &file_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1376,7 @@ func (x *AcceptContactRequest) String() string {
 func (*AcceptContactRequest) ProtoMessage() {}
 
 func (x *AcceptContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[22]
+	mi := &file_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1389,7 @@ func (x *AcceptContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptContactRequest.ProtoReflect.Descriptor instead.
 func (*AcceptContactRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{22}
+	return file_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AcceptContactRequest) GetContact() string {
@@ -1315,7 +1415,7 @@ type RejectContactRequest struct {
 
 func (x *RejectContactRequest) Reset() {
 	*x = RejectContactRequest{}
-	mi := &file_api_proto_msgTypes[23]
+	mi := &file_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1427,7 @@ func (x *RejectContactRequest) String() string {
 func (*RejectContactRequest) ProtoMessage() {}
 
 func (x *RejectContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[23]
+	mi := &file_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1440,7 @@ func (x *RejectContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectContactRequest.ProtoReflect.Descriptor instead.
 func (*RejectContactRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{23}
+	return file_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RejectContactRequest) GetContact() string {
@@ -1358,7 +1458,7 @@ type RejectContactResponse struct {
 
 func (x *RejectContactResponse) Reset() {
 	*x = RejectContactResponse{}
-	mi := &file_api_proto_msgTypes[24]
+	mi := &file_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1470,7 @@ func (x *RejectContactResponse) String() string {
 func (*RejectContactResponse) ProtoMessage() {}
 
 func (x *RejectContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[24]
+	mi := &file_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1483,7 @@ func (x *RejectContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectContactResponse.ProtoReflect.Descriptor instead.
 func (*RejectContactResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{24}
+	return file_api_proto_rawDescGZIP(), []int{25}
 }
 
 type RenameContactRequest struct {
@@ -1396,7 +1496,7 @@ type RenameContactRequest struct {
 
 func (x *RenameContactRequest) Reset() {
 	*x = RenameContactRequest{}
-	mi := &file_api_proto_msgTypes[25]
+	mi := &file_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1508,7 @@ func (x *RenameContactRequest) String() string {
 func (*RenameContactRequest) ProtoMessage() {}
 
 func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[25]
+	mi := &file_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1521,7 @@ func (x *RenameContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameContactRequest.ProtoReflect.Descriptor instead.
 func (*RenameContactRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{25}
+	return file_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RenameContactRequest) GetContact() string {
@@ -1447,7 +1547,7 @@ type BlockContactRequest struct {
 
 func (x *BlockContactRequest) Reset() {
 	*x = BlockContactRequest{}
-	mi := &file_api_proto_msgTypes[26]
+	mi := &file_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1559,7 @@ func (x *BlockContactRequest) String() string {
 func (*BlockContactRequest) ProtoMessage() {}
 
 func (x *BlockContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[26]
+	mi := &file_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1572,7 @@ func (x *BlockContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockContactRequest.ProtoReflect.Descriptor instead.
 func (*BlockContactRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{26}
+	return file_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *BlockContactRequest) GetContact() string {
@@ -1491,7 +1591,7 @@ type UnblockContactRequest struct {
 
 func (x *UnblockContactRequest) Reset() {
 	*x = UnblockContactRequest{}
-	mi := &file_api_proto_msgTypes[27]
+	mi := &file_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1503,7 +1603,7 @@ func (x *UnblockContactRequest) String() string {
 func (*UnblockContactRequest) ProtoMessage() {}
 
 func (x *UnblockContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[27]
+	mi := &file_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1516,7 +1616,7 @@ func (x *UnblockContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockContactRequest.ProtoReflect.Descriptor instead.
 func (*UnblockContactRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{27}
+	return file_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UnblockContactRequest) GetContact() string {
@@ -1535,7 +1635,7 @@ type RemoveContactRequest struct {
 
 func (x *RemoveContactRequest) Reset() {
 	*x = RemoveContactRequest{}
-	mi := &file_api_proto_msgTypes[28]
+	mi := &file_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1647,7 @@ func (x *RemoveContactRequest) String() string {
 func (*RemoveContactRequest) ProtoMessage() {}
 
 func (x *RemoveContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[28]
+	mi := &file_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1660,7 @@ func (x *RemoveContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContactRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContactRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{28}
+	return file_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RemoveContactRequest) GetContact() string {
@@ -1578,7 +1678,7 @@ type RemoveContactResponse struct {
 
 func (x *RemoveContactResponse) Reset() {
 	*x = RemoveContactResponse{}
-	mi := &file_api_proto_msgTypes[29]
+	mi := &file_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1690,7 @@ func (x *RemoveContactResponse) String() string {
 func (*RemoveContactResponse) ProtoMessage() {}
 
 func (x *RemoveContactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[29]
+	mi := &file_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1703,7 @@ func (x *RemoveContactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContactResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContactResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{29}
+	return file_api_proto_rawDescGZIP(), []int{30}
 }
 
 type TrustContactRequest struct {
@@ -1615,7 +1715,7 @@ type TrustContactRequest struct {
 
 func (x *TrustContactRequest) Reset() {
 	*x = TrustContactRequest{}
-	mi := &file_api_proto_msgTypes[30]
+	mi := &file_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1727,7 @@ func (x *TrustContactRequest) String() string {
 func (*TrustContactRequest) ProtoMessage() {}
 
 func (x *TrustContactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[30]
+	mi := &file_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1740,7 @@ func (x *TrustContactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustContactRequest.ProtoReflect.Descriptor instead.
 func (*TrustContactRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{30}
+	return file_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TrustContactRequest) GetContact() string {
@@ -1661,7 +1761,7 @@ type SendRequest struct {
 
 func (x *SendRequest) Reset() {
 	*x = SendRequest{}
-	mi := &file_api_proto_msgTypes[31]
+	mi := &file_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +1773,7 @@ func (x *SendRequest) String() string {
 func (*SendRequest) ProtoMessage() {}
 
 func (x *SendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[31]
+	mi := &file_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +1786,7 @@ func (x *SendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendRequest.ProtoReflect.Descriptor instead.
 func (*SendRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{31}
+	return file_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SendRequest) GetTo() string {
@@ -1721,7 +1821,7 @@ type WaitMessageRequest struct {
 
 func (x *WaitMessageRequest) Reset() {
 	*x = WaitMessageRequest{}
-	mi := &file_api_proto_msgTypes[32]
+	mi := &file_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1833,7 @@ func (x *WaitMessageRequest) String() string {
 func (*WaitMessageRequest) ProtoMessage() {}
 
 func (x *WaitMessageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[32]
+	mi := &file_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1846,7 @@ func (x *WaitMessageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitMessageRequest.ProtoReflect.Descriptor instead.
 func (*WaitMessageRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{32}
+	return file_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WaitMessageRequest) GetId() string {
@@ -1781,15 +1881,18 @@ type Message struct {
 	Received      int64                  `protobuf:"varint,7,opt,name=received,proto3" json:"received,omitempty"` // when it was committed here
 	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`      // with failed, and with queued: what is waited for
 	Expires       int64                  `protobuf:"varint,9,opt,name=expires,proto3" json:"expires,omitempty"`
-	To            string                 `protobuf:"bytes,10,opt,name=to,proto3" json:"to,omitempty"`     // account of the chat
-	Kind          string                 `protobuf:"bytes,11,opt,name=kind,proto3" json:"kind,omitempty"` // text, or notice: something the chat must show that nobody wrote
+	To            string                 `protobuf:"bytes,10,opt,name=to,proto3" json:"to,omitempty"`          // account of the chat
+	Kind          string                 `protobuf:"bytes,11,opt,name=kind,proto3" json:"kind,omitempty"`      // text, or notice: something the chat must show that nobody wrote
+	Copies        uint32                 `protobuf:"varint,12,opt,name=copies,proto3" json:"copies,omitempty"` // with stored: relays that have it,
+	Relays        uint32                 `protobuf:"varint,13,opt,name=relays,proto3" json:"relays,omitempty"` // of how many that the recipient has,
+	Until         int64                  `protobuf:"varint,14,opt,name=until,proto3" json:"until,omitempty"`   // and when the last copy ends
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_api_proto_msgTypes[33]
+	mi := &file_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1904,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[33]
+	mi := &file_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1917,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{33}
+	return file_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Message) GetId() string {
@@ -1894,6 +1997,27 @@ func (x *Message) GetKind() string {
 	return ""
 }
 
+func (x *Message) GetCopies() uint32 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+func (x *Message) GetRelays() uint32 {
+	if x != nil {
+		return x.Relays
+	}
+	return 0
+}
+
+func (x *Message) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 type HistoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chat          string                 `protobuf:"bytes,1,opt,name=chat,proto3" json:"chat,omitempty"`
@@ -1905,7 +2029,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_api_proto_msgTypes[34]
+	mi := &file_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2041,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[34]
+	mi := &file_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2054,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{34}
+	return file_api_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *HistoryRequest) GetChat() string {
@@ -1963,7 +2087,7 @@ type HistoryResponse struct {
 
 func (x *HistoryResponse) Reset() {
 	*x = HistoryResponse{}
-	mi := &file_api_proto_msgTypes[35]
+	mi := &file_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2099,7 @@ func (x *HistoryResponse) String() string {
 func (*HistoryResponse) ProtoMessage() {}
 
 func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[35]
+	mi := &file_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2112,7 @@ func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
 func (*HistoryResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{35}
+	return file_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HistoryResponse) GetMessages() []*Message {
@@ -2008,7 +2132,7 @@ type MarkReadRequest struct {
 
 func (x *MarkReadRequest) Reset() {
 	*x = MarkReadRequest{}
-	mi := &file_api_proto_msgTypes[36]
+	mi := &file_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2144,7 @@ func (x *MarkReadRequest) String() string {
 func (*MarkReadRequest) ProtoMessage() {}
 
 func (x *MarkReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[36]
+	mi := &file_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2157,7 @@ func (x *MarkReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkReadRequest.ProtoReflect.Descriptor instead.
 func (*MarkReadRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{36}
+	return file_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MarkReadRequest) GetChat() string {
@@ -2058,7 +2182,7 @@ type MarkReadResponse struct {
 
 func (x *MarkReadResponse) Reset() {
 	*x = MarkReadResponse{}
-	mi := &file_api_proto_msgTypes[37]
+	mi := &file_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2194,7 @@ func (x *MarkReadResponse) String() string {
 func (*MarkReadResponse) ProtoMessage() {}
 
 func (x *MarkReadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[37]
+	mi := &file_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2207,7 @@ func (x *MarkReadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkReadResponse.ProtoReflect.Descriptor instead.
 func (*MarkReadResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{37}
+	return file_api_proto_rawDescGZIP(), []int{38}
 }
 
 type EventsRequest struct {
@@ -2096,7 +2220,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_api_proto_msgTypes[38]
+	mi := &file_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2232,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[38]
+	mi := &file_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2245,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{38}
+	return file_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *EventsRequest) GetSince() uint64 {
@@ -2154,7 +2278,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_proto_msgTypes[39]
+	mi := &file_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2290,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[39]
+	mi := &file_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2303,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{39}
+	return file_api_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Event) GetSeq() uint64 {
@@ -2247,7 +2371,7 @@ type AddBootstrapRequest struct {
 
 func (x *AddBootstrapRequest) Reset() {
 	*x = AddBootstrapRequest{}
-	mi := &file_api_proto_msgTypes[40]
+	mi := &file_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2259,7 +2383,7 @@ func (x *AddBootstrapRequest) String() string {
 func (*AddBootstrapRequest) ProtoMessage() {}
 
 func (x *AddBootstrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[40]
+	mi := &file_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2272,7 +2396,7 @@ func (x *AddBootstrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddBootstrapRequest.ProtoReflect.Descriptor instead.
 func (*AddBootstrapRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{40}
+	return file_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AddBootstrapRequest) GetAddr() string {
@@ -2290,7 +2414,7 @@ type AddBootstrapResponse struct {
 
 func (x *AddBootstrapResponse) Reset() {
 	*x = AddBootstrapResponse{}
-	mi := &file_api_proto_msgTypes[41]
+	mi := &file_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2302,7 +2426,7 @@ func (x *AddBootstrapResponse) String() string {
 func (*AddBootstrapResponse) ProtoMessage() {}
 
 func (x *AddBootstrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[41]
+	mi := &file_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2315,7 +2439,7 @@ func (x *AddBootstrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddBootstrapResponse.ProtoReflect.Descriptor instead.
 func (*AddBootstrapResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{41}
+	return file_api_proto_rawDescGZIP(), []int{42}
 }
 
 type ListBootstrapRequest struct {
@@ -2326,7 +2450,7 @@ type ListBootstrapRequest struct {
 
 func (x *ListBootstrapRequest) Reset() {
 	*x = ListBootstrapRequest{}
-	mi := &file_api_proto_msgTypes[42]
+	mi := &file_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2338,7 +2462,7 @@ func (x *ListBootstrapRequest) String() string {
 func (*ListBootstrapRequest) ProtoMessage() {}
 
 func (x *ListBootstrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[42]
+	mi := &file_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2351,7 +2475,7 @@ func (x *ListBootstrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBootstrapRequest.ProtoReflect.Descriptor instead.
 func (*ListBootstrapRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{42}
+	return file_api_proto_rawDescGZIP(), []int{43}
 }
 
 type ListBootstrapResponse struct {
@@ -2363,7 +2487,7 @@ type ListBootstrapResponse struct {
 
 func (x *ListBootstrapResponse) Reset() {
 	*x = ListBootstrapResponse{}
-	mi := &file_api_proto_msgTypes[43]
+	mi := &file_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2499,7 @@ func (x *ListBootstrapResponse) String() string {
 func (*ListBootstrapResponse) ProtoMessage() {}
 
 func (x *ListBootstrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[43]
+	mi := &file_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2512,7 @@ func (x *ListBootstrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListBootstrapResponse.ProtoReflect.Descriptor instead.
 func (*ListBootstrapResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{43}
+	return file_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListBootstrapResponse) GetAddrs() []string {
@@ -2407,7 +2531,7 @@ type RemoveBootstrapRequest struct {
 
 func (x *RemoveBootstrapRequest) Reset() {
 	*x = RemoveBootstrapRequest{}
-	mi := &file_api_proto_msgTypes[44]
+	mi := &file_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2543,7 @@ func (x *RemoveBootstrapRequest) String() string {
 func (*RemoveBootstrapRequest) ProtoMessage() {}
 
 func (x *RemoveBootstrapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[44]
+	mi := &file_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2556,7 @@ func (x *RemoveBootstrapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveBootstrapRequest.ProtoReflect.Descriptor instead.
 func (*RemoveBootstrapRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{44}
+	return file_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RemoveBootstrapRequest) GetAddr() string {
@@ -2450,7 +2574,7 @@ type RemoveBootstrapResponse struct {
 
 func (x *RemoveBootstrapResponse) Reset() {
 	*x = RemoveBootstrapResponse{}
-	mi := &file_api_proto_msgTypes[45]
+	mi := &file_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2586,7 @@ func (x *RemoveBootstrapResponse) String() string {
 func (*RemoveBootstrapResponse) ProtoMessage() {}
 
 func (x *RemoveBootstrapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[45]
+	mi := &file_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2599,311 @@ func (x *RemoveBootstrapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveBootstrapResponse.ProtoReflect.Descriptor instead.
 func (*RemoveBootstrapResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{45}
+	return file_api_proto_rawDescGZIP(), []int{46}
+}
+
+type Relay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // peer ID
+	Addrs         []string               `protobuf:"bytes,2,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`   // new, used, waiting, refused, draining, dropped, leaving
+	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"` // in plain words, or empty
+	Added         int64                  `protobuf:"varint,5,opt,name=added,proto3" json:"added,omitempty"`
+	Heard         int64                  `protobuf:"varint,6,opt,name=heard,proto3" json:"heard,omitempty"`   // when it last answered, 0 if not since the start
+	Queues        uint32                 `protobuf:"varint,7,opt,name=queues,proto3" json:"queues,omitempty"` // of this user, at the relay
+	Connected     bool                   `protobuf:"varint,8,opt,name=connected,proto3" json:"connected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Relay) Reset() {
+	*x = Relay{}
+	mi := &file_api_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Relay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Relay) ProtoMessage() {}
+
+func (x *Relay) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Relay.ProtoReflect.Descriptor instead.
+func (*Relay) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *Relay) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Relay) GetAddrs() []string {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
+func (x *Relay) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Relay) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Relay) GetAdded() int64 {
+	if x != nil {
+		return x.Added
+	}
+	return 0
+}
+
+func (x *Relay) GetHeard() int64 {
+	if x != nil {
+		return x.Heard
+	}
+	return 0
+}
+
+func (x *Relay) GetQueues() uint32 {
+	if x != nil {
+		return x.Queues
+	}
+	return 0
+}
+
+func (x *Relay) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+type AddRelayRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Link          string                 `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddRelayRequest) Reset() {
+	*x = AddRelayRequest{}
+	mi := &file_api_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddRelayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddRelayRequest) ProtoMessage() {}
+
+func (x *AddRelayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddRelayRequest.ProtoReflect.Descriptor instead.
+func (*AddRelayRequest) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *AddRelayRequest) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
+type ListRelaysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRelaysRequest) Reset() {
+	*x = ListRelaysRequest{}
+	mi := &file_api_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRelaysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRelaysRequest) ProtoMessage() {}
+
+func (x *ListRelaysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRelaysRequest.ProtoReflect.Descriptor instead.
+func (*ListRelaysRequest) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{49}
+}
+
+type ListRelaysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Relays        []*Relay               `protobuf:"bytes,1,rep,name=relays,proto3" json:"relays,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRelaysResponse) Reset() {
+	*x = ListRelaysResponse{}
+	mi := &file_api_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRelaysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRelaysResponse) ProtoMessage() {}
+
+func (x *ListRelaysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRelaysResponse.ProtoReflect.Descriptor instead.
+func (*ListRelaysResponse) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *ListRelaysResponse) GetRelays() []*Relay {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
+type RemoveRelayRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Relay         string                 `protobuf:"bytes,1,opt,name=relay,proto3" json:"relay,omitempty"` // ID, or the beginning of it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveRelayRequest) Reset() {
+	*x = RemoveRelayRequest{}
+	mi := &file_api_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveRelayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveRelayRequest) ProtoMessage() {}
+
+func (x *RemoveRelayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveRelayRequest.ProtoReflect.Descriptor instead.
+func (*RemoveRelayRequest) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *RemoveRelayRequest) GetRelay() string {
+	if x != nil {
+		return x.Relay
+	}
+	return ""
+}
+
+type RemoveRelayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveRelayResponse) Reset() {
+	*x = RemoveRelayResponse{}
+	mi := &file_api_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveRelayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveRelayResponse) ProtoMessage() {}
+
+func (x *RemoveRelayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveRelayResponse.ProtoReflect.Descriptor instead.
+func (*RemoveRelayResponse) Descriptor() ([]byte, []int) {
+	return file_api_proto_rawDescGZIP(), []int{52}
 }
 
 type DoctorRequest struct {
@@ -2487,7 +2915,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_api_proto_msgTypes[46]
+	mi := &file_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2499,7 +2927,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[46]
+	mi := &file_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2512,7 +2940,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{46}
+	return file_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *DoctorRequest) GetContact() string {
@@ -2531,7 +2959,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_api_proto_msgTypes[47]
+	mi := &file_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2971,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[47]
+	mi := &file_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2984,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{47}
+	return file_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DoctorResponse) GetFindings() []*Finding {
@@ -2578,7 +3006,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_api_proto_msgTypes[48]
+	mi := &file_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +3018,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_api_proto_msgTypes[48]
+	mi := &file_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +3031,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_api_proto_rawDescGZIP(), []int{48}
+	return file_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Finding) GetCheck() string {
@@ -2639,7 +3067,7 @@ var File_api_proto protoreflect.FileDescriptor
 const file_api_proto_rawDesc = "" +
 	"\n" +
 	"\tapi.proto\x12\x0fstarling.api.v1\"\x0f\n" +
-	"\rStatusRequest\"\xc5\x04\n" +
+	"\rStatusRequest\"\xa2\x05\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x10\n" +
@@ -2664,7 +3092,16 @@ const file_api_proto_rawDesc = "" +
 	"\tpublished\x18\x18 \x01(\x03R\tpublished\x12\x18\n" +
 	"\ajournal\x18\x19 \x01(\x04R\ajournal\x12\x1f\n" +
 	"\vrolled_back\x18\x1a \x01(\bR\n" +
-	"rolledBack\"/\n" +
+	"rolledBack\x12=\n" +
+	"\vconnections\x18\x1b \x03(\v2\x1b.starling.api.v1.ConnectionR\vconnections\x12\x1c\n" +
+	"\tconfirmed\x18\x1c \x03(\tR\tconfirmed\"\x80\x01\n" +
+	"\n" +
+	"Connection\x12\x18\n" +
+	"\acontact\x18\x01 \x01(\tR\acontact\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\tR\aaccount\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x12\n" +
+	"\x04addr\x18\x04 \x01(\tR\x04addr\x12\x16\n" +
+	"\x06opened\x18\x05 \x01(\x03R\x06opened\"/\n" +
 	"\rUnlockRequest\x12\x1e\n" +
 	"\n" +
 	"passphrase\x18\x01 \x01(\fR\n" +
@@ -2697,7 +3134,7 @@ const file_api_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
 	"\x14RevokeInviteResponse\"\x16\n" +
 	"\x14RotateInvitesRequest\"\x17\n" +
-	"\x15RotateInvitesResponse\"\xe0\x02\n" +
+	"\x15RotateInvitesResponse\"\xf4\x02\n" +
 	"\aContact\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\tR\aaccount\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -2713,7 +3150,8 @@ const file_api_proto_rawDesc = "" +
 	"\x06unread\x18\v \x01(\rR\x06unread\x12\x18\n" +
 	"\awarning\x18\f \x01(\tR\awarning\x12\x1f\n" +
 	"\vnew_account\x18\r \x01(\tR\n" +
-	"newAccount\"7\n" +
+	"newAccount\x12\x12\n" +
+	"\x04path\x18\x0e \x01(\tR\x04path\"7\n" +
 	"\x11AddContactRequest\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12\x0e\n" +
 	"\x02as\x18\x02 \x01(\tR\x02as\"1\n" +
@@ -2746,7 +3184,7 @@ const file_api_proto_rawDesc = "" +
 	"\x12WaitMessageRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
-	"\atimeout\x18\x03 \x01(\x03R\atimeout\"\xf1\x01\n" +
+	"\atimeout\x18\x03 \x01(\x03R\atimeout\"\xb7\x02\n" +
 	"\aMessage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04chat\x18\x02 \x01(\tR\x04chat\x12\x12\n" +
@@ -2759,7 +3197,10 @@ const file_api_proto_rawDesc = "" +
 	"\aexpires\x18\t \x01(\x03R\aexpires\x12\x0e\n" +
 	"\x02to\x18\n" +
 	" \x01(\tR\x02to\x12\x12\n" +
-	"\x04kind\x18\v \x01(\tR\x04kind\"R\n" +
+	"\x04kind\x18\v \x01(\tR\x04kind\x12\x16\n" +
+	"\x06copies\x18\f \x01(\rR\x06copies\x12\x16\n" +
+	"\x06relays\x18\r \x01(\rR\x06relays\x12\x14\n" +
+	"\x05until\x18\x0e \x01(\x03R\x05until\"R\n" +
 	"\x0eHistoryRequest\x12\x12\n" +
 	"\x04chat\x18\x01 \x01(\tR\x04chat\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x16\n" +
@@ -2790,7 +3231,24 @@ const file_api_proto_rawDesc = "" +
 	"\x05addrs\x18\x01 \x03(\tR\x05addrs\",\n" +
 	"\x16RemoveBootstrapRequest\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\tR\x04addr\"\x19\n" +
-	"\x17RemoveBootstrapResponse\")\n" +
+	"\x17RemoveBootstrapResponse\"\xbd\x01\n" +
+	"\x05Relay\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05addrs\x18\x02 \x03(\tR\x05addrs\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\x12\x14\n" +
+	"\x05added\x18\x05 \x01(\x03R\x05added\x12\x14\n" +
+	"\x05heard\x18\x06 \x01(\x03R\x05heard\x12\x16\n" +
+	"\x06queues\x18\a \x01(\rR\x06queues\x12\x1c\n" +
+	"\tconnected\x18\b \x01(\bR\tconnected\"%\n" +
+	"\x0fAddRelayRequest\x12\x12\n" +
+	"\x04link\x18\x01 \x01(\tR\x04link\"\x13\n" +
+	"\x11ListRelaysRequest\"D\n" +
+	"\x12ListRelaysResponse\x12.\n" +
+	"\x06relays\x18\x01 \x03(\v2\x16.starling.api.v1.RelayR\x06relays\"*\n" +
+	"\x12RemoveRelayRequest\x12\x14\n" +
+	"\x05relay\x18\x01 \x01(\tR\x05relay\"\x15\n" +
+	"\x13RemoveRelayResponse\")\n" +
 	"\rDoctorRequest\x12\x18\n" +
 	"\acontact\x18\x01 \x01(\tR\acontact\"F\n" +
 	"\x0eDoctorResponse\x124\n" +
@@ -2799,7 +3257,7 @@ const file_api_proto_rawDesc = "" +
 	"\x05check\x18\x01 \x01(\tR\x05check\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\tR\x05level\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint2\xd9\x11\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint2\xd0\x13\n" +
 	"\bStarling\x12I\n" +
 	"\x06Status\x12\x1e.starling.api.v1.StatusRequest\x1a\x1f.starling.api.v1.StatusResponse\x12I\n" +
 	"\x06Unlock\x12\x1e.starling.api.v1.UnlockRequest\x1a\x1f.starling.api.v1.UnlockResponse\x12C\n" +
@@ -2827,7 +3285,11 @@ const file_api_proto_rawDesc = "" +
 	"\x06Events\x12\x1e.starling.api.v1.EventsRequest\x1a\x16.starling.api.v1.Event0\x01\x12[\n" +
 	"\fAddBootstrap\x12$.starling.api.v1.AddBootstrapRequest\x1a%.starling.api.v1.AddBootstrapResponse\x12^\n" +
 	"\rListBootstrap\x12%.starling.api.v1.ListBootstrapRequest\x1a&.starling.api.v1.ListBootstrapResponse\x12d\n" +
-	"\x0fRemoveBootstrap\x12'.starling.api.v1.RemoveBootstrapRequest\x1a(.starling.api.v1.RemoveBootstrapResponse\x12I\n" +
+	"\x0fRemoveBootstrap\x12'.starling.api.v1.RemoveBootstrapRequest\x1a(.starling.api.v1.RemoveBootstrapResponse\x12D\n" +
+	"\bAddRelay\x12 .starling.api.v1.AddRelayRequest\x1a\x16.starling.api.v1.Relay\x12U\n" +
+	"\n" +
+	"ListRelays\x12\".starling.api.v1.ListRelaysRequest\x1a#.starling.api.v1.ListRelaysResponse\x12X\n" +
+	"\vRemoveRelay\x12#.starling.api.v1.RemoveRelayRequest\x1a$.starling.api.v1.RemoveRelayResponse\x12I\n" +
 	"\x06Doctor\x12\x1e.starling.api.v1.DoctorRequest\x1a\x1f.starling.api.v1.DoctorResponseB\x13Z\x11starling/node/apib\x06proto3"
 
 var (
@@ -2842,122 +3304,137 @@ func file_api_proto_rawDescGZIP() []byte {
 	return file_api_proto_rawDescData
 }
 
-var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_api_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_api_proto_goTypes = []any{
 	(*StatusRequest)(nil),            // 0: starling.api.v1.StatusRequest
 	(*StatusResponse)(nil),           // 1: starling.api.v1.StatusResponse
-	(*UnlockRequest)(nil),            // 2: starling.api.v1.UnlockRequest
-	(*UnlockResponse)(nil),           // 3: starling.api.v1.UnlockResponse
-	(*LockRequest)(nil),              // 4: starling.api.v1.LockRequest
-	(*LockResponse)(nil),             // 5: starling.api.v1.LockResponse
-	(*StopRequest)(nil),              // 6: starling.api.v1.StopRequest
-	(*StopResponse)(nil),             // 7: starling.api.v1.StopResponse
-	(*ChangePassphraseRequest)(nil),  // 8: starling.api.v1.ChangePassphraseRequest
-	(*ChangePassphraseResponse)(nil), // 9: starling.api.v1.ChangePassphraseResponse
-	(*CreateInviteRequest)(nil),      // 10: starling.api.v1.CreateInviteRequest
-	(*Invite)(nil),                   // 11: starling.api.v1.Invite
-	(*ListInvitesRequest)(nil),       // 12: starling.api.v1.ListInvitesRequest
-	(*ListInvitesResponse)(nil),      // 13: starling.api.v1.ListInvitesResponse
-	(*RevokeInviteRequest)(nil),      // 14: starling.api.v1.RevokeInviteRequest
-	(*RevokeInviteResponse)(nil),     // 15: starling.api.v1.RevokeInviteResponse
-	(*RotateInvitesRequest)(nil),     // 16: starling.api.v1.RotateInvitesRequest
-	(*RotateInvitesResponse)(nil),    // 17: starling.api.v1.RotateInvitesResponse
-	(*Contact)(nil),                  // 18: starling.api.v1.Contact
-	(*AddContactRequest)(nil),        // 19: starling.api.v1.AddContactRequest
-	(*ListContactsRequest)(nil),      // 20: starling.api.v1.ListContactsRequest
-	(*ListContactsResponse)(nil),     // 21: starling.api.v1.ListContactsResponse
-	(*AcceptContactRequest)(nil),     // 22: starling.api.v1.AcceptContactRequest
-	(*RejectContactRequest)(nil),     // 23: starling.api.v1.RejectContactRequest
-	(*RejectContactResponse)(nil),    // 24: starling.api.v1.RejectContactResponse
-	(*RenameContactRequest)(nil),     // 25: starling.api.v1.RenameContactRequest
-	(*BlockContactRequest)(nil),      // 26: starling.api.v1.BlockContactRequest
-	(*UnblockContactRequest)(nil),    // 27: starling.api.v1.UnblockContactRequest
-	(*RemoveContactRequest)(nil),     // 28: starling.api.v1.RemoveContactRequest
-	(*RemoveContactResponse)(nil),    // 29: starling.api.v1.RemoveContactResponse
-	(*TrustContactRequest)(nil),      // 30: starling.api.v1.TrustContactRequest
-	(*SendRequest)(nil),              // 31: starling.api.v1.SendRequest
-	(*WaitMessageRequest)(nil),       // 32: starling.api.v1.WaitMessageRequest
-	(*Message)(nil),                  // 33: starling.api.v1.Message
-	(*HistoryRequest)(nil),           // 34: starling.api.v1.HistoryRequest
-	(*HistoryResponse)(nil),          // 35: starling.api.v1.HistoryResponse
-	(*MarkReadRequest)(nil),          // 36: starling.api.v1.MarkReadRequest
-	(*MarkReadResponse)(nil),         // 37: starling.api.v1.MarkReadResponse
-	(*EventsRequest)(nil),            // 38: starling.api.v1.EventsRequest
-	(*Event)(nil),                    // 39: starling.api.v1.Event
-	(*AddBootstrapRequest)(nil),      // 40: starling.api.v1.AddBootstrapRequest
-	(*AddBootstrapResponse)(nil),     // 41: starling.api.v1.AddBootstrapResponse
-	(*ListBootstrapRequest)(nil),     // 42: starling.api.v1.ListBootstrapRequest
-	(*ListBootstrapResponse)(nil),    // 43: starling.api.v1.ListBootstrapResponse
-	(*RemoveBootstrapRequest)(nil),   // 44: starling.api.v1.RemoveBootstrapRequest
-	(*RemoveBootstrapResponse)(nil),  // 45: starling.api.v1.RemoveBootstrapResponse
-	(*DoctorRequest)(nil),            // 46: starling.api.v1.DoctorRequest
-	(*DoctorResponse)(nil),           // 47: starling.api.v1.DoctorResponse
-	(*Finding)(nil),                  // 48: starling.api.v1.Finding
+	(*Connection)(nil),               // 2: starling.api.v1.Connection
+	(*UnlockRequest)(nil),            // 3: starling.api.v1.UnlockRequest
+	(*UnlockResponse)(nil),           // 4: starling.api.v1.UnlockResponse
+	(*LockRequest)(nil),              // 5: starling.api.v1.LockRequest
+	(*LockResponse)(nil),             // 6: starling.api.v1.LockResponse
+	(*StopRequest)(nil),              // 7: starling.api.v1.StopRequest
+	(*StopResponse)(nil),             // 8: starling.api.v1.StopResponse
+	(*ChangePassphraseRequest)(nil),  // 9: starling.api.v1.ChangePassphraseRequest
+	(*ChangePassphraseResponse)(nil), // 10: starling.api.v1.ChangePassphraseResponse
+	(*CreateInviteRequest)(nil),      // 11: starling.api.v1.CreateInviteRequest
+	(*Invite)(nil),                   // 12: starling.api.v1.Invite
+	(*ListInvitesRequest)(nil),       // 13: starling.api.v1.ListInvitesRequest
+	(*ListInvitesResponse)(nil),      // 14: starling.api.v1.ListInvitesResponse
+	(*RevokeInviteRequest)(nil),      // 15: starling.api.v1.RevokeInviteRequest
+	(*RevokeInviteResponse)(nil),     // 16: starling.api.v1.RevokeInviteResponse
+	(*RotateInvitesRequest)(nil),     // 17: starling.api.v1.RotateInvitesRequest
+	(*RotateInvitesResponse)(nil),    // 18: starling.api.v1.RotateInvitesResponse
+	(*Contact)(nil),                  // 19: starling.api.v1.Contact
+	(*AddContactRequest)(nil),        // 20: starling.api.v1.AddContactRequest
+	(*ListContactsRequest)(nil),      // 21: starling.api.v1.ListContactsRequest
+	(*ListContactsResponse)(nil),     // 22: starling.api.v1.ListContactsResponse
+	(*AcceptContactRequest)(nil),     // 23: starling.api.v1.AcceptContactRequest
+	(*RejectContactRequest)(nil),     // 24: starling.api.v1.RejectContactRequest
+	(*RejectContactResponse)(nil),    // 25: starling.api.v1.RejectContactResponse
+	(*RenameContactRequest)(nil),     // 26: starling.api.v1.RenameContactRequest
+	(*BlockContactRequest)(nil),      // 27: starling.api.v1.BlockContactRequest
+	(*UnblockContactRequest)(nil),    // 28: starling.api.v1.UnblockContactRequest
+	(*RemoveContactRequest)(nil),     // 29: starling.api.v1.RemoveContactRequest
+	(*RemoveContactResponse)(nil),    // 30: starling.api.v1.RemoveContactResponse
+	(*TrustContactRequest)(nil),      // 31: starling.api.v1.TrustContactRequest
+	(*SendRequest)(nil),              // 32: starling.api.v1.SendRequest
+	(*WaitMessageRequest)(nil),       // 33: starling.api.v1.WaitMessageRequest
+	(*Message)(nil),                  // 34: starling.api.v1.Message
+	(*HistoryRequest)(nil),           // 35: starling.api.v1.HistoryRequest
+	(*HistoryResponse)(nil),          // 36: starling.api.v1.HistoryResponse
+	(*MarkReadRequest)(nil),          // 37: starling.api.v1.MarkReadRequest
+	(*MarkReadResponse)(nil),         // 38: starling.api.v1.MarkReadResponse
+	(*EventsRequest)(nil),            // 39: starling.api.v1.EventsRequest
+	(*Event)(nil),                    // 40: starling.api.v1.Event
+	(*AddBootstrapRequest)(nil),      // 41: starling.api.v1.AddBootstrapRequest
+	(*AddBootstrapResponse)(nil),     // 42: starling.api.v1.AddBootstrapResponse
+	(*ListBootstrapRequest)(nil),     // 43: starling.api.v1.ListBootstrapRequest
+	(*ListBootstrapResponse)(nil),    // 44: starling.api.v1.ListBootstrapResponse
+	(*RemoveBootstrapRequest)(nil),   // 45: starling.api.v1.RemoveBootstrapRequest
+	(*RemoveBootstrapResponse)(nil),  // 46: starling.api.v1.RemoveBootstrapResponse
+	(*Relay)(nil),                    // 47: starling.api.v1.Relay
+	(*AddRelayRequest)(nil),          // 48: starling.api.v1.AddRelayRequest
+	(*ListRelaysRequest)(nil),        // 49: starling.api.v1.ListRelaysRequest
+	(*ListRelaysResponse)(nil),       // 50: starling.api.v1.ListRelaysResponse
+	(*RemoveRelayRequest)(nil),       // 51: starling.api.v1.RemoveRelayRequest
+	(*RemoveRelayResponse)(nil),      // 52: starling.api.v1.RemoveRelayResponse
+	(*DoctorRequest)(nil),            // 53: starling.api.v1.DoctorRequest
+	(*DoctorResponse)(nil),           // 54: starling.api.v1.DoctorResponse
+	(*Finding)(nil),                  // 55: starling.api.v1.Finding
 }
 var file_api_proto_depIdxs = []int32{
-	11, // 0: starling.api.v1.ListInvitesResponse.invites:type_name -> starling.api.v1.Invite
-	18, // 1: starling.api.v1.ListContactsResponse.contacts:type_name -> starling.api.v1.Contact
-	33, // 2: starling.api.v1.HistoryResponse.messages:type_name -> starling.api.v1.Message
-	48, // 3: starling.api.v1.DoctorResponse.findings:type_name -> starling.api.v1.Finding
-	0,  // 4: starling.api.v1.Starling.Status:input_type -> starling.api.v1.StatusRequest
-	2,  // 5: starling.api.v1.Starling.Unlock:input_type -> starling.api.v1.UnlockRequest
-	4,  // 6: starling.api.v1.Starling.Lock:input_type -> starling.api.v1.LockRequest
-	6,  // 7: starling.api.v1.Starling.Stop:input_type -> starling.api.v1.StopRequest
-	8,  // 8: starling.api.v1.Starling.ChangePassphrase:input_type -> starling.api.v1.ChangePassphraseRequest
-	10, // 9: starling.api.v1.Starling.CreateInvite:input_type -> starling.api.v1.CreateInviteRequest
-	12, // 10: starling.api.v1.Starling.ListInvites:input_type -> starling.api.v1.ListInvitesRequest
-	14, // 11: starling.api.v1.Starling.RevokeInvite:input_type -> starling.api.v1.RevokeInviteRequest
-	16, // 12: starling.api.v1.Starling.RotateInvites:input_type -> starling.api.v1.RotateInvitesRequest
-	19, // 13: starling.api.v1.Starling.AddContact:input_type -> starling.api.v1.AddContactRequest
-	20, // 14: starling.api.v1.Starling.ListContacts:input_type -> starling.api.v1.ListContactsRequest
-	22, // 15: starling.api.v1.Starling.AcceptContact:input_type -> starling.api.v1.AcceptContactRequest
-	23, // 16: starling.api.v1.Starling.RejectContact:input_type -> starling.api.v1.RejectContactRequest
-	25, // 17: starling.api.v1.Starling.RenameContact:input_type -> starling.api.v1.RenameContactRequest
-	26, // 18: starling.api.v1.Starling.BlockContact:input_type -> starling.api.v1.BlockContactRequest
-	27, // 19: starling.api.v1.Starling.UnblockContact:input_type -> starling.api.v1.UnblockContactRequest
-	28, // 20: starling.api.v1.Starling.RemoveContact:input_type -> starling.api.v1.RemoveContactRequest
-	30, // 21: starling.api.v1.Starling.TrustContact:input_type -> starling.api.v1.TrustContactRequest
-	31, // 22: starling.api.v1.Starling.Send:input_type -> starling.api.v1.SendRequest
-	32, // 23: starling.api.v1.Starling.WaitMessage:input_type -> starling.api.v1.WaitMessageRequest
-	34, // 24: starling.api.v1.Starling.History:input_type -> starling.api.v1.HistoryRequest
-	36, // 25: starling.api.v1.Starling.MarkRead:input_type -> starling.api.v1.MarkReadRequest
-	38, // 26: starling.api.v1.Starling.Events:input_type -> starling.api.v1.EventsRequest
-	40, // 27: starling.api.v1.Starling.AddBootstrap:input_type -> starling.api.v1.AddBootstrapRequest
-	42, // 28: starling.api.v1.Starling.ListBootstrap:input_type -> starling.api.v1.ListBootstrapRequest
-	44, // 29: starling.api.v1.Starling.RemoveBootstrap:input_type -> starling.api.v1.RemoveBootstrapRequest
-	46, // 30: starling.api.v1.Starling.Doctor:input_type -> starling.api.v1.DoctorRequest
-	1,  // 31: starling.api.v1.Starling.Status:output_type -> starling.api.v1.StatusResponse
-	3,  // 32: starling.api.v1.Starling.Unlock:output_type -> starling.api.v1.UnlockResponse
-	5,  // 33: starling.api.v1.Starling.Lock:output_type -> starling.api.v1.LockResponse
-	7,  // 34: starling.api.v1.Starling.Stop:output_type -> starling.api.v1.StopResponse
-	9,  // 35: starling.api.v1.Starling.ChangePassphrase:output_type -> starling.api.v1.ChangePassphraseResponse
-	11, // 36: starling.api.v1.Starling.CreateInvite:output_type -> starling.api.v1.Invite
-	13, // 37: starling.api.v1.Starling.ListInvites:output_type -> starling.api.v1.ListInvitesResponse
-	15, // 38: starling.api.v1.Starling.RevokeInvite:output_type -> starling.api.v1.RevokeInviteResponse
-	17, // 39: starling.api.v1.Starling.RotateInvites:output_type -> starling.api.v1.RotateInvitesResponse
-	18, // 40: starling.api.v1.Starling.AddContact:output_type -> starling.api.v1.Contact
-	21, // 41: starling.api.v1.Starling.ListContacts:output_type -> starling.api.v1.ListContactsResponse
-	18, // 42: starling.api.v1.Starling.AcceptContact:output_type -> starling.api.v1.Contact
-	24, // 43: starling.api.v1.Starling.RejectContact:output_type -> starling.api.v1.RejectContactResponse
-	18, // 44: starling.api.v1.Starling.RenameContact:output_type -> starling.api.v1.Contact
-	18, // 45: starling.api.v1.Starling.BlockContact:output_type -> starling.api.v1.Contact
-	18, // 46: starling.api.v1.Starling.UnblockContact:output_type -> starling.api.v1.Contact
-	29, // 47: starling.api.v1.Starling.RemoveContact:output_type -> starling.api.v1.RemoveContactResponse
-	18, // 48: starling.api.v1.Starling.TrustContact:output_type -> starling.api.v1.Contact
-	33, // 49: starling.api.v1.Starling.Send:output_type -> starling.api.v1.Message
-	33, // 50: starling.api.v1.Starling.WaitMessage:output_type -> starling.api.v1.Message
-	35, // 51: starling.api.v1.Starling.History:output_type -> starling.api.v1.HistoryResponse
-	37, // 52: starling.api.v1.Starling.MarkRead:output_type -> starling.api.v1.MarkReadResponse
-	39, // 53: starling.api.v1.Starling.Events:output_type -> starling.api.v1.Event
-	41, // 54: starling.api.v1.Starling.AddBootstrap:output_type -> starling.api.v1.AddBootstrapResponse
-	43, // 55: starling.api.v1.Starling.ListBootstrap:output_type -> starling.api.v1.ListBootstrapResponse
-	45, // 56: starling.api.v1.Starling.RemoveBootstrap:output_type -> starling.api.v1.RemoveBootstrapResponse
-	47, // 57: starling.api.v1.Starling.Doctor:output_type -> starling.api.v1.DoctorResponse
-	31, // [31:58] is the sub-list for method output_type
-	4,  // [4:31] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	2,  // 0: starling.api.v1.StatusResponse.connections:type_name -> starling.api.v1.Connection
+	12, // 1: starling.api.v1.ListInvitesResponse.invites:type_name -> starling.api.v1.Invite
+	19, // 2: starling.api.v1.ListContactsResponse.contacts:type_name -> starling.api.v1.Contact
+	34, // 3: starling.api.v1.HistoryResponse.messages:type_name -> starling.api.v1.Message
+	47, // 4: starling.api.v1.ListRelaysResponse.relays:type_name -> starling.api.v1.Relay
+	55, // 5: starling.api.v1.DoctorResponse.findings:type_name -> starling.api.v1.Finding
+	0,  // 6: starling.api.v1.Starling.Status:input_type -> starling.api.v1.StatusRequest
+	3,  // 7: starling.api.v1.Starling.Unlock:input_type -> starling.api.v1.UnlockRequest
+	5,  // 8: starling.api.v1.Starling.Lock:input_type -> starling.api.v1.LockRequest
+	7,  // 9: starling.api.v1.Starling.Stop:input_type -> starling.api.v1.StopRequest
+	9,  // 10: starling.api.v1.Starling.ChangePassphrase:input_type -> starling.api.v1.ChangePassphraseRequest
+	11, // 11: starling.api.v1.Starling.CreateInvite:input_type -> starling.api.v1.CreateInviteRequest
+	13, // 12: starling.api.v1.Starling.ListInvites:input_type -> starling.api.v1.ListInvitesRequest
+	15, // 13: starling.api.v1.Starling.RevokeInvite:input_type -> starling.api.v1.RevokeInviteRequest
+	17, // 14: starling.api.v1.Starling.RotateInvites:input_type -> starling.api.v1.RotateInvitesRequest
+	20, // 15: starling.api.v1.Starling.AddContact:input_type -> starling.api.v1.AddContactRequest
+	21, // 16: starling.api.v1.Starling.ListContacts:input_type -> starling.api.v1.ListContactsRequest
+	23, // 17: starling.api.v1.Starling.AcceptContact:input_type -> starling.api.v1.AcceptContactRequest
+	24, // 18: starling.api.v1.Starling.RejectContact:input_type -> starling.api.v1.RejectContactRequest
+	26, // 19: starling.api.v1.Starling.RenameContact:input_type -> starling.api.v1.RenameContactRequest
+	27, // 20: starling.api.v1.Starling.BlockContact:input_type -> starling.api.v1.BlockContactRequest
+	28, // 21: starling.api.v1.Starling.UnblockContact:input_type -> starling.api.v1.UnblockContactRequest
+	29, // 22: starling.api.v1.Starling.RemoveContact:input_type -> starling.api.v1.RemoveContactRequest
+	31, // 23: starling.api.v1.Starling.TrustContact:input_type -> starling.api.v1.TrustContactRequest
+	32, // 24: starling.api.v1.Starling.Send:input_type -> starling.api.v1.SendRequest
+	33, // 25: starling.api.v1.Starling.WaitMessage:input_type -> starling.api.v1.WaitMessageRequest
+	35, // 26: starling.api.v1.Starling.History:input_type -> starling.api.v1.HistoryRequest
+	37, // 27: starling.api.v1.Starling.MarkRead:input_type -> starling.api.v1.MarkReadRequest
+	39, // 28: starling.api.v1.Starling.Events:input_type -> starling.api.v1.EventsRequest
+	41, // 29: starling.api.v1.Starling.AddBootstrap:input_type -> starling.api.v1.AddBootstrapRequest
+	43, // 30: starling.api.v1.Starling.ListBootstrap:input_type -> starling.api.v1.ListBootstrapRequest
+	45, // 31: starling.api.v1.Starling.RemoveBootstrap:input_type -> starling.api.v1.RemoveBootstrapRequest
+	48, // 32: starling.api.v1.Starling.AddRelay:input_type -> starling.api.v1.AddRelayRequest
+	49, // 33: starling.api.v1.Starling.ListRelays:input_type -> starling.api.v1.ListRelaysRequest
+	51, // 34: starling.api.v1.Starling.RemoveRelay:input_type -> starling.api.v1.RemoveRelayRequest
+	53, // 35: starling.api.v1.Starling.Doctor:input_type -> starling.api.v1.DoctorRequest
+	1,  // 36: starling.api.v1.Starling.Status:output_type -> starling.api.v1.StatusResponse
+	4,  // 37: starling.api.v1.Starling.Unlock:output_type -> starling.api.v1.UnlockResponse
+	6,  // 38: starling.api.v1.Starling.Lock:output_type -> starling.api.v1.LockResponse
+	8,  // 39: starling.api.v1.Starling.Stop:output_type -> starling.api.v1.StopResponse
+	10, // 40: starling.api.v1.Starling.ChangePassphrase:output_type -> starling.api.v1.ChangePassphraseResponse
+	12, // 41: starling.api.v1.Starling.CreateInvite:output_type -> starling.api.v1.Invite
+	14, // 42: starling.api.v1.Starling.ListInvites:output_type -> starling.api.v1.ListInvitesResponse
+	16, // 43: starling.api.v1.Starling.RevokeInvite:output_type -> starling.api.v1.RevokeInviteResponse
+	18, // 44: starling.api.v1.Starling.RotateInvites:output_type -> starling.api.v1.RotateInvitesResponse
+	19, // 45: starling.api.v1.Starling.AddContact:output_type -> starling.api.v1.Contact
+	22, // 46: starling.api.v1.Starling.ListContacts:output_type -> starling.api.v1.ListContactsResponse
+	19, // 47: starling.api.v1.Starling.AcceptContact:output_type -> starling.api.v1.Contact
+	25, // 48: starling.api.v1.Starling.RejectContact:output_type -> starling.api.v1.RejectContactResponse
+	19, // 49: starling.api.v1.Starling.RenameContact:output_type -> starling.api.v1.Contact
+	19, // 50: starling.api.v1.Starling.BlockContact:output_type -> starling.api.v1.Contact
+	19, // 51: starling.api.v1.Starling.UnblockContact:output_type -> starling.api.v1.Contact
+	30, // 52: starling.api.v1.Starling.RemoveContact:output_type -> starling.api.v1.RemoveContactResponse
+	19, // 53: starling.api.v1.Starling.TrustContact:output_type -> starling.api.v1.Contact
+	34, // 54: starling.api.v1.Starling.Send:output_type -> starling.api.v1.Message
+	34, // 55: starling.api.v1.Starling.WaitMessage:output_type -> starling.api.v1.Message
+	36, // 56: starling.api.v1.Starling.History:output_type -> starling.api.v1.HistoryResponse
+	38, // 57: starling.api.v1.Starling.MarkRead:output_type -> starling.api.v1.MarkReadResponse
+	40, // 58: starling.api.v1.Starling.Events:output_type -> starling.api.v1.Event
+	42, // 59: starling.api.v1.Starling.AddBootstrap:output_type -> starling.api.v1.AddBootstrapResponse
+	44, // 60: starling.api.v1.Starling.ListBootstrap:output_type -> starling.api.v1.ListBootstrapResponse
+	46, // 61: starling.api.v1.Starling.RemoveBootstrap:output_type -> starling.api.v1.RemoveBootstrapResponse
+	47, // 62: starling.api.v1.Starling.AddRelay:output_type -> starling.api.v1.Relay
+	50, // 63: starling.api.v1.Starling.ListRelays:output_type -> starling.api.v1.ListRelaysResponse
+	52, // 64: starling.api.v1.Starling.RemoveRelay:output_type -> starling.api.v1.RemoveRelayResponse
+	54, // 65: starling.api.v1.Starling.Doctor:output_type -> starling.api.v1.DoctorResponse
+	36, // [36:66] is the sub-list for method output_type
+	6,  // [6:36] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_api_proto_init() }
@@ -2971,7 +3448,7 @@ func file_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_proto_rawDesc), len(file_api_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -58,7 +58,8 @@ func (b *fakeBackend) Status() node.Status {
 	_ = b.call()
 	return node.Status{
 		Account: "st1account", Name: "bad \xff name", PeerID: "12D3", Addrs: []string{"/ip4/127.0.0.1/tcp/1"},
-		Contacts: 3, Queued: -1, Started: time.UnixMilli(1000), Journal: 7,
+		Contacts: 3, Queued: -1, Started: time.UnixMilli(1000), Journal: 7, Confirmed: []string{"/ip4/9.9.9.9/tcp/1"},
+		Connections: []node.Connection{{Contact: "bad \xff name", Account: "st1bo", Path: node.PathCircuit, Addr: "/ip4/9.9.9.9/tcp/2", Opened: time.UnixMilli(6)}},
 	}
 }
 
@@ -170,6 +171,14 @@ func (b *fakeBackend) ListBootstrap(context.Context) ([]string, error) {
 	return []string{"/a"}, b.call()
 }
 func (b *fakeBackend) RemoveBootstrap(context.Context, string) error { return b.call() }
+func (b *fakeBackend) AddRelay(_ context.Context, link string) (node.Relay, error) {
+	return node.Relay{ID: link}, b.call()
+}
+
+func (b *fakeBackend) Relays(context.Context) ([]node.Relay, error) {
+	return []node.Relay{{ID: "r", Queues: 2, Connected: true}}, b.call()
+}
+func (b *fakeBackend) RemoveRelay(context.Context, string) error { return b.call() }
 func (b *fakeBackend) Doctor(_ context.Context, contact string) ([]node.Finding, error) {
 	return []node.Finding{{Check: "contact", Level: "ok", Text: contact}}, b.call()
 }

@@ -57,6 +57,16 @@ func statusOf(s node.Status, r *StatusResponse) {
 	r.Published = millis(s.Published)
 	r.Journal = s.Journal
 	r.RolledBack = s.RolledBack
+	r.Confirmed = validAll(s.Confirmed)
+	for _, c := range s.Connections {
+		r.Connections = append(r.Connections, &Connection{
+			Contact: valid(c.Contact),
+			Account: valid(c.Account),
+			Path:    valid(string(c.Path)),
+			Addr:    valid(c.Addr),
+			Opened:  millis(c.Opened),
+		})
+	}
 }
 
 func inviteOf(i node.Invite) *Invite {
@@ -88,6 +98,7 @@ func contactOf(c node.Contact) *Contact {
 		Unread:      count(c.Unread),
 		Warning:     valid(c.Warning),
 		NewAccount:  valid(c.NewAccount),
+		Path:        valid(string(c.Path)),
 	}
 }
 
@@ -104,6 +115,9 @@ func messageOf(m node.Message) *Message {
 		Expires:  millis(m.Expires),
 		To:       valid(m.To),
 		Kind:     valid(m.Kind),
+		Copies:   count(m.Copies),
+		Relays:   count(m.Relays),
+		Until:    millis(m.Until),
 	}
 }
 
@@ -117,6 +131,19 @@ func eventOf(e node.Event) *Event {
 		State: valid(e.State),
 		From:  valid(e.From),
 		Text:  valid(e.Text),
+	}
+}
+
+func relayOf(r node.Relay) *Relay {
+	return &Relay{
+		Id:        valid(r.ID),
+		Addrs:     validAll(r.Addrs),
+		State:     valid(r.State),
+		Detail:    valid(r.Detail),
+		Added:     millis(r.Added),
+		Heard:     millis(r.Heard),
+		Queues:    count(r.Queues),
+		Connected: r.Connected,
 	}
 }
 

@@ -283,6 +283,28 @@ func (h *handler) RemoveBootstrap(ctx context.Context, r *connect.Request[Remove
 	})
 }
 
+func (h *handler) AddRelay(ctx context.Context, r *connect.Request[AddRelayRequest]) (*connect.Response[Relay], error) {
+	return do(ctx, h, func(ctx context.Context, b Backend) (*Relay, error) {
+		v, err := b.AddRelay(ctx, r.Msg.Link)
+		return one(relayOf, v, err)
+	})
+}
+
+func (h *handler) ListRelays(ctx context.Context, _ *connect.Request[ListRelaysRequest]) (*connect.Response[ListRelaysResponse], error) {
+	return do(ctx, h, func(ctx context.Context, b Backend) (*ListRelaysResponse, error) {
+		v, err := b.Relays(ctx)
+		return one(func(v []node.Relay) *ListRelaysResponse {
+			return &ListRelaysResponse{Relays: each(v, relayOf)}
+		}, v, err)
+	})
+}
+
+func (h *handler) RemoveRelay(ctx context.Context, r *connect.Request[RemoveRelayRequest]) (*connect.Response[RemoveRelayResponse], error) {
+	return do(ctx, h, func(ctx context.Context, b Backend) (*RemoveRelayResponse, error) {
+		return none[RemoveRelayResponse](b.RemoveRelay(ctx, r.Msg.Relay))
+	})
+}
+
 func (h *handler) Doctor(ctx context.Context, r *connect.Request[DoctorRequest]) (*connect.Response[DoctorResponse], error) {
 	return do(ctx, h, func(ctx context.Context, b Backend) (*DoctorResponse, error) {
 		v, err := b.Doctor(ctx, r.Msg.Contact)

@@ -44,6 +44,9 @@ func TestEveryMethodReachesTheBackend(t *testing.T) {
 	if want := "bad \uFFFD name"; st.Name != want {
 		t.Errorf("name %q, want %q", st.Name, want)
 	}
+	if c := st.Connections; len(c) != 1 || c[0].Contact != "bad \uFFFD name" || c[0].Account != "st1bo" || c[0].Path != PathCircuit || c[0].Addr != "/ip4/9.9.9.9/tcp/2" || c[0].Opened != 6 || len(st.Confirmed) != 1 {
+		t.Errorf("connections %v, confirmed %q", c, st.Confirmed)
+	}
 	contact := func(want string) func(*Contact, error) error {
 		return func(c *Contact, err error) error {
 			if err == nil && (c.Name != want || c.ProfileName != "esc\x1b[31m \uFFFD") {
@@ -122,6 +125,21 @@ func TestEveryMethodReachesTheBackend(t *testing.T) {
 		return err
 	})
 	call("RemoveBootstrap", func() error { _, err := Call(ctx, c.RemoveBootstrap, &RemoveBootstrapRequest{}); return err })
+	call("AddRelay", func() error {
+		r, err := Call(ctx, c.AddRelay, &AddRelayRequest{Link: "l"})
+		if err == nil && r.Id != "l" {
+			err = fmt.Errorf("got %v", r)
+		}
+		return err
+	})
+	call("ListRelays", func() error {
+		l, err := Call(ctx, c.ListRelays, &ListRelaysRequest{})
+		if err == nil && (len(l.Relays) != 1 || l.Relays[0].Id != "r" || l.Relays[0].Queues != 2 || !l.Relays[0].Connected) {
+			err = fmt.Errorf("got %v", l)
+		}
+		return err
+	})
+	call("RemoveRelay", func() error { _, err := Call(ctx, c.RemoveRelay, &RemoveRelayRequest{}); return err })
 	call("Doctor", func() error {
 		l, err := Call(ctx, c.Doctor, &DoctorRequest{Contact: "bob"})
 		if err == nil && (len(l.Findings) != 1 || l.Findings[0].Text != "bob") {

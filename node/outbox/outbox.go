@@ -4,23 +4,34 @@
 //
 // A text in the history moves through
 //
-//	          acknowledged           read receipt
-//	QUEUED ───────────────▶ DELIVERED ──────────▶ READ
-//	   │                        ▲
-//	   └──────▶ FAILED ─────────┘ a receipt after all
-//	    expired, or given up
+//	          a copy at a relay
+//	    ┌───────────────────────▶ STORED ──┐
+//	    │ ◀─────────────────────────┘      │ acknowledged, or a
+//	    │     the copies are gone          │ receipt in a session
+//	    │                                  ▼           read receipt
+//	 QUEUED ─────────────────────────▶ DELIVERED ────────────────▶ READ
+//	    │                                  ▲
+//	    └──────▶ FAILED ───────────────────┘ a receipt after all
+//	also from STORED: expired, or given up
 //
-// and each step is a fact: an acknowledgement proves that the recipient
-// committed the text. Control contents (receipts, news) go the same way without
-// a history row.
+// and each step is a fact: a relay's receipt says that it keeps the text's
+// envelope, an acknowledgement proves that the recipient committed the text.
+// Control contents (receipts, news) go the same way without a history row; a
+// receipt has done its duty when it is stored.
 //
 // One worker a peer runs while there is something for that peer, so that
 // contents leave in the order in which they were enqueued: nothing overtakes
-// one that was not taken. It sees envelopes and expected acknowledgements, and
-// no key.
+// one that was not taken. While the peer is away, what is sealed is left at its
+// relays beside the attempts to reach it, in that order too; receipts alone go
+// past a queue that is full. The outbox sees envelopes and expected
+// acknowledgements, and no key.
 //
-// What it does not do: seal (a [Sealer]), reach peers (a [Courier]), or show
-// anything to the user (Config.Changed tells the node).
+// What came through a relay has no stream that takes an acknowledgement:
+// [Outbox.Owe] notes it, and receipts go back inside the session, many together
+// and a little later, so that a relay cannot tell by the time what answers what.
+//
+// What it does not do: seal (a [Sealer]), reach peers (a [Courier]) or relays (a
+// [Mailer]), or show anything to the user (Config.Changed tells the node).
 package outbox
 
 import (
@@ -46,7 +57,7 @@ const (
 	heldPause   = 10 * time.Minute  // between half of it and all of it, while the recipient has not accepted
 	softPause   = 5 * time.Second   // a new content does not cause an attempt sooner after the last one
 	softHeld    = time.Minute       // likewise while held: each attempt carries again what was held before
-	sweepEvery  = time.Hour         // expiry of contents whose peer has no worker
+	sweepEvery  = time.Hour         // expiry of contents whose peer has no worker, and of copies
 	suspectAt   = 3                 // answers DROPPED to one envelope before its session is suspected
 	sealBytes   = 256 << 10         // padded contents sealed in one transaction, which holds them twice
 	frameMargin = 16                // bytes that an envelope costs in a frame beside itself
@@ -124,7 +135,7 @@ type Config struct {
 	Account identity.Account // required; this user
 	Sealer  Sealer           // required
 	Courier Courier          // required
-	Rand    io.Reader        // required; for pauses only; safe for concurrent use
+	Rand    io.Reader        // required; for pauses and the IDs of receipts; safe for concurrent use
 
 	// Now is the wall clock by which contents are stamped and expire. Default
 	// time.Now.
@@ -137,6 +148,10 @@ type Config struct {
 	// reason changed. An error discards the transaction. Default: nobody is.
 	Changed func(tx *store.Tx, chat identity.Account, e *store.Entry) error
 
+	// Mailer leaves what a peer does not take at the peer's relays. Default:
+	// nothing is left anywhere.
+	Mailer Mailer
+
 	// Log receives what peers did wrong. Default: discarded.
 	Log *slog.Logger
 }
@@ -146,10 +161,13 @@ type Outbox struct {
 	cfg Config
 
 	start chan struct{} // wakers send, Run receives; one slot, since it only says: look
+	owing chan struct{} // likewise, of receipts that are owed
 
-	mu      sync.Mutex // guards what follows and every worker's guarded fields; never held across a wait
-	workers map[identity.Account]*worker
-	waiting []identity.Account // keys of workers that Run has yet to start
+	mu       sync.Mutex // guards what follows and every worker's guarded fields; never held across a wait
+	workers  map[identity.Account]*worker
+	waiting  []identity.Account        // keys of workers that Run has yet to start
+	promised []identity.Account        // who may be owed receipts, and whose time Run has yet to draw
+	unpaid   map[identity.Account]bool // who is owed some and was not accepted when they fell due
 }
 
 // New returns an outbox; [Outbox.Run] makes it work. It panics if a required
@@ -170,7 +188,10 @@ func New(cfg Config) *Outbox {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Outbox{cfg: cfg, start: make(chan struct{}, 1), workers: map[identity.Account]*worker{}}
+	return &Outbox{
+		cfg: cfg, start: make(chan struct{}, 1), owing: make(chan struct{}, 1), workers: map[identity.Account]*worker{},
+		unpaid: map[identity.Account]bool{},
+	}
 }
 
 // Enqueue takes c for delivery to peer, in the caller's transaction: its outbox
@@ -212,7 +233,7 @@ func (o *Outbox) Enqueue(tx *store.Tx, now time.Time, peer identity.Account, c *
 	}
 
 	out := &store.Outgoing{
-		Id: c.ID[:], Content: padded, Control: c.Text == nil,
+		Id: c.ID[:], Content: padded, Control: c.Text == nil, Receipt: c.Receipt != nil,
 		Created: now.UnixMilli(), Expires: c.Expires.UnixMilli(),
 	}
 	if err := o.sealNow(tx, now, peer, out); err != nil {
@@ -233,7 +254,12 @@ func (o *Outbox) Enqueue(tx *store.Tx, now time.Time, peer identity.Account, c *
 			return 0, false, err
 		}
 	}
-	tx.OnCommit(func() { o.wake(peer, false) })
+	tx.OnCommit(func() {
+		o.wake(peer, fresh)
+		if c.Accept != nil {
+			o.release(peer)
+		}
+	})
 	return line, false, nil
 }
 
@@ -304,7 +330,9 @@ func (o *Outbox) sealNow(tx *store.Tx, now time.Time, peer identity.Account, out
 		if len(r.Value.Envelope) == 0 {
 			return nil
 		}
-		break
+		if !r.Value.Receipt { // which may have been sealed out of its turn
+			break
+		}
 	}
 	if paused, err := o.cfg.Gate.Paused(tx, peer); paused || err != nil {
 		return err
@@ -336,42 +364,6 @@ func discard(tx *store.Tx, k store.RowKey, out *store.Outgoing) error {
 	return store.Outbox.Delete(tx, k)
 }
 
-// Receipt takes peer's word of what happened to earlier texts. It came inside
-// a session, so it is as good as an acknowledgement. IDs that are not of texts
-// to this peer are ignored.
-func (o *Outbox) Receipt(tx *store.Tx, peer identity.Account, r *envelope.Receipt) error {
-	for _, part := range []struct {
-		ids   []envelope.ID
-		state store.Entry_State
-	}{{r.Delivered, store.Entry_DELIVERED}, {r.Read, store.Entry_READ}} {
-		for _, id := range part.ids {
-			was, err := o.advance(tx, peer, id, part.state, "")
-			if err != nil {
-				return err
-			}
-			if was == store.Entry_QUEUED || was == store.Entry_STORED {
-				if err := unqueue(tx, peer, id); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// unqueue deletes the outbox row of a content.
-func unqueue(tx *store.Tx, peer identity.Account, id envelope.ID) error {
-	for r, err := range store.Outbox.Scan(tx, store.OutboxOf(peer), nil) {
-		if err != nil {
-			return err
-		}
-		if string(r.Value.Id) == string(id[:]) {
-			return discard(tx, r.Key, r.Value)
-		}
-	}
-	return nil
-}
-
 // advance moves the history row of a text to peer to a later state, and
 // returns the state it was in: UNSPECIFIED if there is no such text. States
 // never go back, except that a failure yields to a fact.
@@ -393,6 +385,7 @@ func (o *Outbox) advance(tx *store.Tx, peer identity.Account, id envelope.ID, to
 		return was, nil
 	}
 	e.State, e.Reason = to, reason
+	unstore(e)
 	if err := store.History.Put(tx, store.HistoryKey(peer, ref.Order), e); err != nil {
 		return 0, err
 	}
@@ -448,6 +441,8 @@ func (o *Outbox) expire(tx *store.Tx, now time.Time, peer identity.Account) erro
 			return err
 		} else if e != nil && e.State == store.Entry_QUEUED && e.Reason != "" {
 			reason += ": " + e.Reason
+		} else if e != nil && e.State == store.Entry_STORED {
+			reason += ": it was left at relays, and no receipt came back"
 		}
 		if err := o.fail(tx, peer, r.Key, r.Value, reason); err != nil {
 			return err

@@ -114,6 +114,8 @@ type network struct {
 	answer   func(text string) *wire.Outcome // nil: take it
 	err      func() (before, after error)    // nil: no failures
 	largest  int
+	records  bool                 // sessions can be prepared, whoever is there
+	read     func(e []byte) error // sees every envelope that is taken
 }
 
 var errDown = errors.New("not reachable")
@@ -122,7 +124,7 @@ func (n *network) Prepare(_ context.Context, peer identity.Account) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.prepares++
-	if n.err != nil {
+	if n.err != nil && !n.records {
 		if before, _ := n.err(); before != nil {
 			return before
 		}
@@ -176,6 +178,11 @@ func (n *network) Deliver(_ context.Context, _ identity.Account, envelopes [][]b
 				continue
 			}
 		}
+		if n.read != nil {
+			if err := n.read(e); err != nil {
+				n.t.Error(err)
+			}
+		}
 		if !n.seen[h] {
 			n.seen[h] = true
 			n.shown = append(n.shown, text)
@@ -227,6 +234,7 @@ type bench struct {
 	n       *network
 	o       *outbox.Outbox
 	rand    *lockedRand
+	mail    *mail // nil: nobody has relays
 	changes []string
 	stop    func()
 	ids     uint64
@@ -235,7 +243,13 @@ type bench struct {
 // newBench must be called in a bubble.
 func newBench(t *testing.T, seed uint64) *bench {
 	t.Helper()
-	b := &bench{t: t, disk: store.NewDisk(), rand: &lockedRand{r: rand.NewChaCha8([32]byte{byte(seed)})}}
+	return newMailBench(t, seed, nil)
+}
+
+// newMailBench is newBench with relays.
+func newMailBench(t *testing.T, seed uint64, m *mail) *bench {
+	t.Helper()
+	b := &bench{t: t, mail: m, disk: store.NewDisk(), rand: &lockedRand{r: rand.NewChaCha8([32]byte{byte(seed)})}}
 	b.s = &sealer{ready: map[identity.Account]bool{bob: true, eve: true}, limit: 1 << 30}
 	b.n = &network{t: t, s: b.s, seen: map[envelope.Hash]bool{}}
 	var err error
@@ -258,13 +272,17 @@ func (b *bench) open() {
 	if b.db, err = store.OpenMemory(store.Config{Key: b.key, Rand: b.rand}, b.disk); err != nil {
 		b.t.Fatal(err)
 	}
-	b.o = outbox.New(outbox.Config{
+	cfg := outbox.Config{
 		Store: b.db, Account: me, Sealer: b.s, Courier: b.n, Rand: b.rand,
 		Changed: func(_ *store.Tx, chat identity.Account, e *store.Entry) error {
 			b.changes = append(b.changes, fmt.Sprintf("%s %s", e.Text, strings.ToLower(e.State.String())))
 			return nil
 		},
-	})
+	}
+	if b.mail != nil {
+		cfg.Mailer = b.mail
+	}
+	b.o = outbox.New(cfg)
 }
 
 // run starts the outbox; close ends it and the store.

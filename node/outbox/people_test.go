@@ -71,6 +71,12 @@ func (c *wired) Prepare(context.Context, identity.Account) error {
 	if c.l.fails() {
 		return errDown
 	}
+	return c.start(true)
+}
+
+// start opens a session with the keys of the day, and with a one-time key if
+// the other side is there.
+func (c *wired) start(there bool) error {
 	now := time.Now()
 	var signedDay, signedOne []byte
 	err := c.to.db.Update(func(tx *store.Tx) (err error) {
@@ -83,7 +89,7 @@ func (c *wired) Prepare(context.Context, identity.Account) error {
 	if err != nil {
 		return err
 	}
-	if c.l.fails() {
+	if there && c.l.fails() {
 		return errDown
 	}
 	m, err := identity.OpenManifest(c.to.manifest, c.to.account, now)
@@ -98,6 +104,9 @@ func (c *wired) Prepare(context.Context, identity.Account) error {
 	one, err := prekey.OpenBundle(signedOne, m.Account, d, wire.Role_ROLE_ONE_TIME, now)
 	if err != nil {
 		return err
+	}
+	if !there {
+		one = nil
 	}
 	return c.from.db.Update(func(tx *store.Tx) error {
 		intro := prekey.Introduction{Manifest: c.from.manifest, Profile: identity.Profile{Name: c.from.name}}
@@ -158,19 +167,26 @@ func (p *person) open(tx *store.Tx, from *person, b []byte) (*wire.Outcome, erro
 	if err != nil {
 		return nil, err
 	}
-	k := store.SeenKey(o.Peer, c.ID)
-	if seen, err := store.SeenIDs.Has(tx, k); err != nil {
+	if err := p.take(tx, o.Peer, c); err != nil {
 		return nil, err
-	} else if !seen {
-		if err := store.SeenIDs.Put(tx, k, &store.Seen{}); err != nil {
-			return nil, err
-		}
-		e := &store.Entry{Id: c.ID[:], From: o.Peer[:], Text: *c.Text, State: store.Entry_RECEIVED}
-		if _, err := outbox.Append(tx, o.Peer, e); err != nil {
-			return nil, err
-		}
 	}
 	return &wire.Outcome{Status: wire.Status_STATUS_DELIVERED, Ack: o.Ack[:]}, nil
+}
+
+// take acts on a content that was opened, once.
+func (p *person) take(tx *store.Tx, from identity.Account, c *envelope.Content) error {
+	k := store.SeenKey(from, c.ID)
+	if seen, err := store.SeenIDs.Has(tx, k); err != nil || seen {
+		return err
+	}
+	if err := store.SeenIDs.Put(tx, k, &store.Seen{}); err != nil {
+		return err
+	}
+	if c.Receipt != nil {
+		return p.o.Receipt(tx, from, c.Receipt)
+	}
+	_, err := outbox.Append(tx, from, &store.Entry{Id: c.ID[:], From: from[:], Text: *c.Text, State: store.Entry_RECEIVED})
+	return err
 }
 
 func newPerson(t *testing.T, name string, seed byte, l *line) *person {
@@ -201,6 +217,14 @@ func newPerson(t *testing.T, name string, seed byte, l *line) *person {
 // meet makes p run with q as its only contact.
 func (p *person) meet(q *person, l *line) {
 	p.t.Helper()
+	p.know(q)
+	p.o = outbox.New(outbox.Config{Store: p.db, Account: p.account, Sealer: p.m, Courier: &wired{l, p, q}, Rand: p.rand})
+	p.run()
+}
+
+// know makes q a contact of p.
+func (p *person) know(q *person) {
+	p.t.Helper()
 	err := p.db.Update(func(tx *store.Tx) error {
 		return store.Contacts.Put(tx, store.ContactKey(q.account), &store.Contact{
 			Account: q.account[:], Name: q.name, State: store.Contact_ACCEPTED, Manifest: q.manifest,
@@ -209,7 +233,10 @@ func (p *person) meet(q *person, l *line) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.o = outbox.New(outbox.Config{Store: p.db, Account: p.account, Sealer: p.m, Courier: &wired{l, p, q}, Rand: p.rand})
+}
+
+// run starts p's outbox.
+func (p *person) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- p.o.Run(ctx) }()
@@ -329,5 +356,244 @@ func (p *person) lose() {
 	})
 	if err != nil {
 		p.t.Fatal(err)
+	}
+}
+
+// An office is three relays for everybody, which fail as often as they are told.
+// It hands out what was left until the reader deletes it.
+type office struct {
+	mu    sync.Mutex
+	rng   *rand.Rand
+	fails int // percent of deposits
+	boxes [3]map[identity.Account][]item
+	store [3]byte
+	took  int
+}
+
+// An item is an envelope, or an error that answers one.
+type item struct {
+	from     *person
+	envelope []byte
+	answer   *wire.DecryptionError
+}
+
+// A counter is the office as p sees it.
+type counter struct {
+	*office
+	from *person
+}
+
+func (c counter) Leave(_ context.Context, to identity.Account, letters []outbox.Letter) (outbox.Left, error) {
+	time.Sleep(200 * time.Millisecond)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	left, err := outbox.Left{Relays: len(c.boxes)}, error(nil)
+	for _, l := range letters {
+		var copies []*store.Copy
+		there := l.Copies
+		for i := range c.boxes {
+			relay := identity.Transport{byte(i + 1)}
+			if len(there)+len(copies) == 2 || slices.ContainsFunc(there, func(c *store.Copy) bool { return string(c.Relay) == string(relay[:]) }) {
+				continue
+			}
+			if c.rng.IntN(100) < c.fails {
+				err = errRelay
+				continue
+			}
+			c.took++
+			c.boxes[i][to] = append(c.boxes[i][to], item{from: c.from, envelope: l.Envelope})
+			copies = append(copies, &store.Copy{
+				Relay: relay[:], Store: []byte{15: c.store[i]}, Queue: make([]byte, 32),
+				Until: l.Expires.Add(-90 * time.Minute).Unix(), Stored: time.Now().Unix(),
+			})
+		}
+		left.Copies = append(left.Copies, copies)
+	}
+	return left, err
+}
+
+// lose gives a relay an empty store.
+func (f *office) lose(i int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.boxes[i] = map[identity.Account][]item{}
+	f.store[i]++
+}
+
+// take empties the boxes of p at one relay.
+func (f *office) take(p *person, i int) []item {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	items := f.boxes[i][p.account]
+	delete(f.boxes[i], p.account)
+	return items
+}
+
+// fetch takes what relays have for p.
+func (p *person) fetch(f *office) {
+	p.t.Helper()
+	for i := range f.boxes {
+		for _, it := range f.take(p, i) {
+			err := p.db.Update(func(tx *store.Tx) error { return p.openRelayed(tx, f, it) })
+			if err != nil {
+				p.t.Errorf("%s: %v", p.name, err)
+			}
+		}
+	}
+}
+
+func (p *person) openRelayed(tx *store.Tx, f *office, it item) error {
+	now := time.Now()
+	if it.answer != nil {
+		_, err := p.m.HandleError(tx, now, it.from.account, envelope.Hash(it.answer.Envelope), it.answer)
+		tx.OnCommit(func() { p.o.Kick(it.from.account) })
+		return err
+	}
+	o, err := p.m.Open(tx, now, &it.from.account, it.envelope)
+	var again *session.Duplicate
+	var bad *session.Undecryptable
+	switch {
+	case errors.As(err, &bad):
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.boxes[2][it.from.account] = append(f.boxes[2][it.from.account], item{from: p, answer: bad.Answer})
+		return nil
+	case errors.As(err, &again), errors.Is(err, session.ErrDrop):
+		return nil
+	case err != nil:
+		return err
+	}
+	c, err := envelope.ParseContent(o.Content)
+	if err != nil {
+		return err
+	}
+	if c.Receipt == nil {
+		if err := p.o.Owe(tx, now, o.Peer, c.ID); err != nil {
+			return err
+		}
+	}
+	return p.take(tx, o.Peer, c)
+}
+
+// apart is the courier between people who are never online together: the other
+// side's record is found, and nobody answers until they meet.
+type apart struct {
+	wired
+	meet *bool
+}
+
+func (c *apart) Prepare(context.Context, identity.Account) error {
+	time.Sleep(30 * time.Millisecond)
+	if c.l.fails() {
+		return errDown
+	}
+	return c.start(false)
+}
+
+func (c *apart) Deliver(ctx context.Context, a identity.Account, envelopes [][]byte) ([]*wire.Outcome, error) {
+	if *c.meet {
+		return c.wired.Deliver(ctx, a, envelopes)
+	}
+	time.Sleep(20 * time.Millisecond)
+	return nil, errDown
+}
+
+// Two people are online two hours a day each, at different times, with relays
+// that fail, of which one loses its store. After a week every text is there,
+// once, and is known to be. Who loses all sessions loses the receipts that were
+// left for them: those texts are known to be there when the two meet.
+func TestPeopleWhoNeverMeet(t *testing.T) {
+	for seed := range uint64(10 / min(slower, 5)) {
+		synctest.Test(t, func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 15))
+			l := &line{rng: rand.New(rand.NewPCG(seed, 16)), lose: 20, seen: map[ratchet.Observation]int{}}
+			f := &office{rng: rand.New(rand.NewPCG(seed, 17)), fails: 20}
+			for i := range f.boxes {
+				f.boxes[i] = map[identity.Account][]item{}
+			}
+			a, b := newPerson(t, "Ada", byte(2*seed), l), newPerson(t, "Bob", byte(2*seed+1), l)
+			defer func() { a.db.Close(); b.db.Close() }()
+			meet := false
+			for _, p := range [][2]*person{{a, b}, {b, a}} {
+				p[0].know(p[1])
+				p[0].o = outbox.New(outbox.Config{
+					Store: p[0].db, Account: p[0].account, Sealer: p[0].m, Courier: &apart{wired{l, p[0], p[1]}, &meet},
+					Mailer: counter{f, p[0]}, Rand: p[0].rand,
+				})
+			}
+			lost := seed%2 == 1
+			said := map[*person][]string{}
+			online := func(p, q *person, talks bool) {
+				p.run()
+				for i := range 120 {
+					p.fetch(f)
+					if talks && i < 60 && rng.IntN(12) == 0 {
+						text := fmt.Sprintf("%s %03d", p.name, len(said[p]))
+						p.say(q, text)
+						said[p] = append(said[p], text)
+					}
+					time.Sleep(time.Minute)
+				}
+				p.stop()
+			}
+			for day := range 8 {
+				online(a, b, day < 6)
+				time.Sleep(10 * time.Hour)
+				online(b, a, day < 6)
+				time.Sleep(10 * time.Hour)
+				if day == 2 {
+					f.lose(1)
+					for _, p := range []*person{a, b} {
+						err := p.db.Update(func(tx *store.Tx) error {
+							_, err := p.o.Lost(tx, identity.Transport{2}, [16]byte{15: f.store[1]})
+							return err
+						})
+						if err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				if day == 3 && lost {
+					b.lose()
+				}
+			}
+			if lost {
+				meet = true
+				a.run()
+				b.run()
+				time.Sleep(time.Hour)
+				a.stop()
+				b.stop()
+			}
+			for _, c := range []struct{ p, q *person }{{a, b}, {b, a}} {
+				shown, own := c.p.lines(c.q)
+				slices.Sort(shown) // what a relay refused at first comes behind what it took
+				if !slices.Equal(shown, said[c.q]) {
+					t.Errorf("seed %d: %s was shown\n %q, want\n %q", seed, c.p.name, shown, said[c.q])
+				}
+				if !slices.Equal(own, said[c.p]) {
+					t.Errorf("seed %d: %s knows of\n %q, want\n %q", seed, c.p.name, own, said[c.p])
+				}
+				if err := c.p.db.View(func(tx *store.Tx) error {
+					for r := range store.Outbox.Scan(tx, nil, nil) {
+						t.Errorf("seed %d: a row of %s is left: control %v, receipt %v", seed, c.p.name, r.Value.Control, r.Value.Receipt)
+					}
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(said[a]) < 10 || len(said[b]) < 10 {
+				t.Errorf("seed %d: they hardly talked", seed)
+			}
+			for o, n := range l.seen {
+				if n > 1 {
+					t.Errorf("seed %d: a (key, nonce) pair was used %d times at position %d", seed, n, o.N)
+				}
+			}
+			if texts := len(said[a]) + len(said[b]); f.took > 8*texts {
+				t.Errorf("seed %d: %d deposits for %d texts", seed, f.took, texts)
+			}
+		})
 	}
 }

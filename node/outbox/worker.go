@@ -20,10 +20,36 @@ import (
 // A worker brings the contents of one peer on their way, as long as there are
 // any.
 type worker struct {
-	kick chan bool // wakers send without waiting, the worker receives; true: at once. One slot: the second waker adds nothing
+	kick chan signal // wakers send by offer, the worker receives; one slot, since the strongest signal says it all
+	post chan signal // likewise, for leaving at relays; the worker sends too
 	// Guarded by Outbox.mu.
-	again  bool // something changed since the worker last looked
-	report Report
+	again   bool // something changed since the worker last looked
+	report  Report
+	deposit Deposit
+	since   time.Time // when the attempt that runs began; zero if none does
+	away    bool      // the last attempt that ended did not reach the peer
+	timing  bool      // who leaves at relays will look how long the attempt has lasted
+	blocked bool      // and would leave more if there were a session
+}
+
+// A signal wakes a part of a worker. A higher one outranks a lower.
+type signal int
+
+const (
+	look   signal = iota // something may have changed; ends no pause after a failure
+	fresh                // there is a new content
+	kicked               // now
+)
+
+// offer leaves s in c, unless what lies there outranks it. Senders hold
+// Outbox.mu.
+func offer(c chan signal, s signal) {
+	select {
+	case old := <-c:
+		s = max(s, old)
+	default:
+	}
+	c <- s // nobody else sends meanwhile
 }
 
 // A Report says why a peer's contents have not arrived, for the user's doctor.
@@ -33,6 +59,7 @@ type Report struct {
 	Next     time.Time // of the next one, zero if it runs now
 	Held     bool      // the peer has them and has not accepted this user
 	Err      error     // of the newest attempt, nil if the peer answered
+	Deposit  Deposit   // how leaving them at relays goes
 }
 
 // Report returns the state of peer's worker; ok is false if there is none,
@@ -44,12 +71,17 @@ func (o *Outbox) Report(peer identity.Account) (r Report, ok bool) {
 	if !ok {
 		return Report{}, false
 	}
-	return w.report, true
+	r = w.report
+	r.Deposit = w.deposit
+	return r, true
 }
 
 // Kick ends the pause of peer's worker, or starts one: the peer connected, a
 // hold ended, the network came back. It does not block.
-func (o *Outbox) Kick(peer identity.Account) { o.wake(peer, true) }
+func (o *Outbox) Kick(peer identity.Account) {
+	o.wake(peer, kicked)
+	o.release(peer) // a hold may have ended
+}
 
 // KickAll kicks every worker there is: the network came back.
 func (o *Outbox) KickAll() {
@@ -61,12 +93,13 @@ func (o *Outbox) KickAll() {
 	}
 }
 
-func (o *Outbox) wake(peer identity.Account, now bool) {
+// wake starts a worker for peer, or signals to the one there is.
+func (o *Outbox) wake(peer identity.Account, s signal) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	w, ok := o.workers[peer]
 	if !ok {
-		o.workers[peer] = &worker{kick: make(chan bool, 1)}
+		o.workers[peer] = &worker{kick: make(chan signal, 1), post: make(chan signal, 1)}
 		o.waiting = append(o.waiting, peer)
 		select {
 		case o.start <- struct{}{}:
@@ -75,15 +108,17 @@ func (o *Outbox) wake(peer identity.Account, now bool) {
 		return
 	}
 	w.again = true
-	if now { // it outranks what may lie there
-		select {
-		case <-w.kick:
-		default:
-		}
-	}
-	select {
-	case w.kick <- now:
-	default:
+	offer(w.kick, s)
+	offer(w.post, s)
+}
+
+// nudge has peer's worker, if there is one, look for what it could leave at
+// relays.
+func (o *Outbox) nudge(peer identity.Account) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if w, ok := o.workers[peer]; ok {
+		offer(w.post, fresh)
 	}
 }
 
@@ -100,8 +135,9 @@ func (o *Outbox) Run(ctx context.Context) error {
 		return err
 	}
 	for _, p := range peers {
-		o.wake(p, false)
+		o.wake(p, fresh)
 	}
+	workers.Go(func() { o.acquit(ctx) })
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
 	for {
@@ -153,17 +189,24 @@ func (o *Outbox) peers() (peers []identity.Account, err error) {
 	return peers, err
 }
 
-// sweep lets contents expire whose peer has no worker, since it is paused.
+// sweep lets contents expire whose peer has no worker, since it is paused, and
+// looks at what everybody's relays keep.
 func (o *Outbox) sweep() {
 	peers, err := o.peers()
 	for _, p := range peers {
-		if _, ok := o.Report(p); ok || err != nil {
-			continue
+		if err != nil {
+			break
 		}
-		err = o.cfg.Store.Update(func(tx *store.Tx) error { return o.expire(tx, o.cfg.Now(), p) })
+		if _, ok := o.Report(p); !ok {
+			err = o.cfg.Store.Update(func(tx *store.Tx) error { return o.expire(tx, o.cfg.Now(), p) })
+		}
+		err = errors.Join(err, o.refresh(p))
+	}
+	if err == nil {
+		err = o.promiseAll()
 	}
 	if err != nil {
-		o.cfg.Log.Warn("expired contents not swept", "err", err)
+		o.cfg.Log.Warn("what expired not swept", "err", err)
 	}
 }
 
@@ -182,10 +225,12 @@ const (
 
 // work takes step after step until nothing is left for peer, or ctx ends.
 func (o *Outbox) work(ctx context.Context, peer identity.Account, w *worker) {
+	stop := o.accompany(ctx, peer, w)
 	failures, renewals := 0, 0
 	for {
-		v, expires, err := o.step(ctx, peer)
+		v, expires, err := o.step(ctx, peer, w)
 		if ctx.Err() != nil {
+			stop()
 			o.retire(peer, w, true)
 			return
 		}
@@ -193,9 +238,11 @@ func (o *Outbox) work(ctx context.Context, peer identity.Account, w *worker) {
 		pause, soft := time.Duration(0), softPause
 		switch v {
 		case idle:
+			stop() // before there can be another worker for peer
 			if o.retire(peer, w, false) {
 				return
 			}
+			stop = o.accompany(ctx, peer, w)
 			continue
 		case moved:
 			failures, renewals = 0, 0
@@ -225,7 +272,7 @@ func (o *Outbox) work(ctx context.Context, peer identity.Account, w *worker) {
 		if err != nil {
 			o.cfg.Log.Debug("contents not delivered", "peer", peer.Short(), "failures", failures, "err", err)
 		}
-		if o.pause(ctx, w, last, pause, soft) {
+		if o.pause(ctx, w.kick, last, pause, soft) {
 			failures = 0
 		}
 	}
@@ -235,16 +282,18 @@ func (o *Outbox) work(ctx context.Context, peer identity.Account, w *worker) {
 // kicked: the result says whether. A content that was just enqueued ends the
 // pause only soft after the last attempt, so that many of them do not make many
 // attempts.
-func (o *Outbox) pause(ctx context.Context, w *worker, last time.Time, d, soft time.Duration) (kicked bool) {
+func (o *Outbox) pause(ctx context.Context, signals <-chan signal, last time.Time, d, soft time.Duration) (wasKicked bool) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	for {
 		select {
-		case at := <-w.kick:
-			if at {
+		case s := <-signals:
+			switch s {
+			case kicked:
 				return true
+			case fresh:
+				timer.Reset(max(0, min(time.Until(last.Add(d)), time.Until(last.Add(soft)))))
 			}
-			timer.Reset(max(0, min(time.Until(last.Add(d)), time.Until(last.Add(soft)))))
 		case <-timer.C:
 			return false
 		case <-ctx.Done():
@@ -289,7 +338,7 @@ type load struct {
 
 // step makes one attempt. expires is when the first content fails, zero if
 // that does not matter.
-func (o *Outbox) step(ctx context.Context, peer identity.Account) (v verdict, expires time.Time, err error) {
+func (o *Outbox) step(ctx context.Context, peer identity.Account, w *worker) (v verdict, expires time.Time, err error) {
 	var l load
 	now := o.cfg.Now()
 	err = o.cfg.Store.View(func(tx *store.Tx) (err error) {
@@ -306,7 +355,16 @@ func (o *Outbox) step(ctx context.Context, peer identity.Account) (v verdict, ex
 	case err != nil:
 		return failed, time.Time{}, err
 	case len(l.batch) > 0:
-		v, err = o.deliver(ctx, peer, l.batch)
+		v, err = o.deliver(ctx, peer, w, l.batch)
+		if err != nil && ctx.Err() == nil && o.isBlocked(w) {
+			// What was sealed waits for the peer; what was not could be read
+			// before that, on another session.
+			if p, err := o.prepare(ctx, peer); p == prepared {
+				o.nudge(peer)
+			} else {
+				o.cfg.Log.Debug("no session for what is left at relays", "peer", peer.Short(), "err", err)
+			}
+		}
 		return v, l.expires, err
 	case l.unsealed:
 		v, err = o.prepare(ctx, peer)
@@ -361,31 +419,45 @@ func (o *Outbox) pack(tx *store.Tx, now time.Time, peer identity.Account) (load,
 	if err != nil || !l.unsealed || !l.ready {
 		return l, err
 	}
-	n, size := len(l.batch), 0
-	var from store.RowKey
-	if n > 0 {
-		from = append(l.batch[n-1].key, 0)
-	}
-	for r, err := range store.Outbox.Scan(tx, store.OutboxOf(peer), from) {
-		if err != nil {
-			return load{}, err
-		}
-		out := r.Value
-		if size += len(out.Content); n == protocol.MaxBatch || size > sealBytes && size > len(out.Content) {
-			break
-		}
-		n++
-		if len(out.Envelope) > 0 {
-			continue
-		}
-		if err := o.cfg.Sealer.SealOutgoing(tx, now, peer, out); err != nil {
-			return load{}, err
-		}
-		if err := o.keep(tx, peer, r.Key.Order(), out); err != nil {
-			return load{}, err
-		}
+	if err := o.seal(tx, now, peer, protocol.MaxBatch, false); err != nil {
+		return load{}, err
 	}
 	return o.look(tx, now, peer)
+}
+
+// seal seals contents to peer in order, as many as one transaction takes, among
+// the first limit, and if told so the receipts behind them.
+func (o *Outbox) seal(tx *store.Tx, now time.Time, peer identity.Account, limit int, receipts bool) error {
+	n, size := 0, 0
+	for r, err := range store.Outbox.Scan(tx, store.OutboxOf(peer), nil) {
+		if err != nil {
+			return err
+		}
+		out := r.Value
+		if n++; n > limit && !receipts {
+			return nil
+		}
+		if len(out.Envelope) > 0 || n > limit && !out.Receipt {
+			continue
+		}
+		if size += len(out.Content); size > sealBytes && size > len(out.Content) {
+			return nil
+		}
+		if err := o.cfg.Sealer.SealOutgoing(tx, now, peer, out); err != nil {
+			return err
+		}
+		stored := len(out.Copies) > 0
+		out.Copies = nil // they are of the envelope before
+		if err := o.keep(tx, peer, r.Key.Order(), out); err != nil {
+			return err
+		}
+		if stored {
+			if err := o.restate(tx, now, peer, out, 0, goneSealed); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // errNotReady means that a courier's Prepare succeeded and a session is still
@@ -413,12 +485,14 @@ func (o *Outbox) prepare(ctx context.Context, peer identity.Account) (verdict, e
 	return prepared, nil
 }
 
-func (o *Outbox) deliver(ctx context.Context, peer identity.Account, batch []parcel) (verdict, error) {
+func (o *Outbox) deliver(ctx context.Context, peer identity.Account, w *worker, batch []parcel) (verdict, error) {
 	envelopes := make([][]byte, len(batch))
 	for i, p := range batch {
 		envelopes[i] = p.envelope
 	}
+	o.begin(w)
 	outcomes, err := o.cfg.Courier.Deliver(ctx, peer, envelopes)
+	o.end(w, err == nil)
 	if err != nil {
 		return failed, err
 	}

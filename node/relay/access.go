@@ -121,6 +121,7 @@ func (c *client) drop(m *wire.RelayDrop) (*wire.RelayAnswer, error) {
 // dropQueue deletes a queue's rows, and then its messages: what a crash leaves of
 // these has no queue, and is dropped by the next New.
 func (s *Service) dropQueue(ctx context.Context, q *queue) error {
+	var chunks []spool.Queue
 	err := s.db.Update(func(tx *store.Tx) error {
 		if _, err := s.rowOf(tx, q.id); err != nil {
 			return err // dropped by another stream
@@ -134,6 +135,10 @@ func (s *Service) dropQueue(ctx context.Context, q *queue) error {
 		if err := dropRecords(tx, q.id); err != nil {
 			return err
 		}
+		var err error
+		if chunks, err = s.dropBlobs(tx, q.id, func(blobName, *store.RelayBlob) bool { return true }); err != nil {
+			return err
+		}
 		tx.OnCommit(func() {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -144,7 +149,8 @@ func (s *Service) dropQueue(ctx context.Context, q *queue) error {
 	if err != nil {
 		return err
 	}
-	return s.bury(context.WithoutCancel(ctx), q)
+	ctx = context.WithoutCancel(ctx)
+	return errors.Join(s.bury(ctx, q), s.spool.Drop(ctx, chunks...))
 }
 
 // bury deletes the messages of a queue that is gone. The last deposit that was
@@ -181,8 +187,8 @@ func (c *client) delete(m *wire.RelayDelete) (*wire.RelayAnswer, error) {
 	return ok(), nil
 }
 
-// expire deletes what is over: messages, then queues that are over and empty,
-// one-time keys, records of past days, proofs of work.
+// expire deletes what is over: messages and chunks, then queues that are over and
+// empty, one-time keys, records of past days, blobs, proofs of work.
 func (s *Service) expire(ctx context.Context) error {
 	now := s.now64()
 	_, err := s.spool.Expire(ctx, s.now())
@@ -195,7 +201,7 @@ func (s *Service) expire(ctx context.Context) error {
 		case q.gone:
 		case q.row.Expires <= now && q.messages == 0 && q.inflight.messages == 0:
 			over = append(over, q)
-		case q.row.Keys > 0 || q.row.Records > 0:
+		case q.row.Keys > 0 || q.row.Records > 0 || q.row.Blobs > 0:
 			boxes = append(boxes, q)
 		}
 	}

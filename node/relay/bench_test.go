@@ -20,7 +20,7 @@ func benchRelay(b *testing.B) (*world, *line, *made) {
 	w := served(b, func(cfg *Config) {
 		cfg.Disk, cfg.Dir = nil, b.TempDir()
 		cfg.Quota = 4 << 30
-		cfg.Limits.Share = 4 << 30
+		cfg.Limits.Share, cfg.Limits.Anybody = 4<<30, 4<<30
 	})
 	l := w.dial(b, quiet(b))
 	m := w.makeable(logQueue)

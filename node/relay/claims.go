@@ -16,6 +16,8 @@ import (
 func (s *Service) info() *wire.RelayAnswer {
 	now := s.now()
 	in := &wire.RelayInfo{Time: now.Unix(), Store: s.storeID[:], Admission: s.cfg.Admit == AdmitTokens}
+	l := s.cfg.Limits
+	in.BlobBytes = uint64(min(l.BoxBlobs, l.Blobs, l.Share))
 	for _, size := range envelope.SealedSizes() {
 		in.Sizes = append(in.Sizes, uint32(size))
 	}
@@ -192,10 +194,13 @@ func (s *Service) reserveQueue(id []byte) error {
 		return quota
 	}
 	sh := s.shareLocked(id)
-	if sh.queues >= s.cfg.Limits.ShareQueues {
+	if sh.queues >= s.cfg.Limits.ShareQueues || sh.of != nil && sh.of.queues >= s.cfg.Limits.AnybodyQueues {
+		if sh.queues == 0 {
+			delete(s.shares, string(id))
+		}
 		return quota
 	}
-	sh.queues++
+	sh.enterLocked()
 	s.making++
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"starling/node/relay/spool"
 	"starling/node/store"
@@ -43,7 +45,7 @@ type Config struct {
 	// of them is required.
 	Dir  string
 	Disk *spool.Disk
-	// Quota is the most bytes of messages on the disk. Required.
+	// Quota is the most bytes of messages and blobs on the disk. Required.
 	Quota int64
 
 	// Admit says who may make queues. Default: anybody.
@@ -63,6 +65,14 @@ type Config struct {
 	// Publish puts a record into the DHT. It is called on the record's day, every
 	// six hours, one call at a time. Default: PutRecords is MALFORMED here.
 	Publish func(context.Context, Record) error
+	// DialBack dials a peer at each of up to eight addresses, from another port
+	// than Host listens at and under a throw-away transport key, and returns for
+	// each whether the peer was there. They are plain TCP or QUIC addresses at the
+	// IP address that the peer asks from. An error is for troubles of our own, and
+	// answered by BUSY. It is called by several at once and returns soon after ctx
+	// ends, ten seconds later at most. Default: DialBack is MALFORMED here; see
+	// [NewDialBack].
+	DialBack func(ctx context.Context, p peer.ID, addrs []ma.Multiaddr) (reached []bool, err error)
 	// Now is the wall clock. Default time.Now.
 	Now func() time.Time
 	// Log receives what an operator should know. Default: discarded.
@@ -93,9 +103,21 @@ type Limits struct {
 	// Share is the most bytes on the account of one admission token, or of one
 	// address block. Default a 32nd of Quota, at least 1 MiB.
 	Share int64
+	// Anybody is the most bytes on the accounts of all address blocks together, so
+	// that who has no admission token leaves the rest to those who have. Default
+	// half of Quota.
+	Anybody int64
+	// AnybodyQueues is the most queues on these accounts. Default half of Queues.
+	AnybodyQueues int
 	// Boxes is the most bytes in all contact boxes, so that strangers leave the
 	// rest to contacts. Default a quarter of Quota.
 	Boxes int64
+	// Blobs is the most bytes of all blobs. Each counts whole from its first chunk
+	// on. Default a quarter of Quota.
+	Blobs int64
+	// BoxBlobs is the most bytes of blobs on the account of one contact box, and so
+	// of one blob. They count for Share, too. Default half of Share.
+	BoxBlobs int64
 	// Attached is the most queues attached on all streams. Default 262144.
 	Attached int
 	// WorkBits is the work that is asked for when nothing presses. Default
@@ -142,11 +164,21 @@ func (cfg *Config) setDefaults() {
 	def(&l.Memory, 64<<20)
 	def(&l.Queues, 131072)
 	def(&l.ShareQueues, 4096)
+	def(&l.AnybodyQueues, (l.Queues+1)/2)
 	def(&l.Attached, 262144)
 	def(&l.WorkBits, protocol.WorkBits)
 	def(&l.Stamps, 262144)
 	if l.Share <= 0 {
 		l.Share = max(1<<20, cfg.Quota/32)
+	}
+	if l.Anybody <= 0 {
+		l.Anybody = cfg.Quota / 2
+	}
+	if l.Blobs <= 0 {
+		l.Blobs = cfg.Quota / 4
+	}
+	if l.BoxBlobs <= 0 {
+		l.BoxBlobs = l.Share / 2
 	}
 	if l.Boxes <= 0 {
 		l.Boxes = cfg.Quota / 4

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -35,19 +36,26 @@ func (c *client) deposit(m *wire.RelayDeposit) func() (*wire.RelayAnswer, int) {
 	return func() (*wire.RelayAnswer, int) { return <-done, 0 }
 }
 
-// A deposit is one on its way to the disk.
+// A deposit is one on its way to the disk, or a repetition of one that is on its
+// way or there: then it has reserved nothing.
 type deposit struct {
-	s     *Service
-	q     *queue
-	id    relay.QueueID
-	blob  []byte
-	hash  [sha256.Size]byte // of the blob
-	until int64             // its expiry, unix seconds
-	token []byte            // hash of the token that admits it, or nil
-	stamp [sha256.Size]byte // of the work that admits it, or zero
+	s      *Service
+	q      *queue
+	id     relay.QueueID
+	blob   []byte
+	hash   [sha256.Size]byte // of the blob
+	until  int64             // its expiry, unix seconds
+	leaf   relay.Leaf        // of the three above: what makes two deposits the same
+	token  []byte            // hash of the token that admits it, or nil
+	byWork bool
+	nonce  uint64            // of the work that admits it
+	stamp  [sha256.Size]byte // of that work, or zero
+	first  *deposit          // the same one, on its way; or nil
+	held   uint64            // ID of the entry that it seems to be, or 0
+	ended  chan struct{}     // closed by done; only of one that is not a repetition
 }
 
-// judge decides whether the deposit may be kept, and reserves room for it.
+// judge decides whether the deposit may be kept, and finds it a place.
 func (d *deposit) judge(m *wire.RelayDeposit) error {
 	s := d.s
 	_, capability := m.Admit.(*wire.RelayDeposit_Capability)
@@ -70,27 +78,51 @@ func (d *deposit) judge(m *wire.RelayDeposit) error {
 	if !s.within(d.until, kinds[q.kind].life) {
 		return malformed
 	}
-	work, byWork := m.Admit.(*wire.RelayDeposit_Work)
-	if t, ok := m.Admit.(*wire.RelayDeposit_Token); ok {
-		d.token = t.Token
+	switch a := m.Admit.(type) {
+	case *wire.RelayDeposit_Work:
+		d.byWork, d.nonce = true, a.Work
+	case *wire.RelayDeposit_Token:
+		d.token = a.Token
 	}
+	d.leaf = relay.NewLeaf(d.id, d.hash, d.until)
+	return d.place()
+}
+
+// place finds out whether the deposit repeats another, and reserves room for it
+// if not. A repetition takes no room, no use of a token and no new work.
+func (d *deposit) place() error {
+	s, q, now := d.s, d.q, d.s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if byWork {
+	if d.byWork {
 		stamp := relay.DepositStamp(s.self, d.id, d.hash, d.until)
+		d.stamp = stamp.Hash()
 		want := s.bitsLocked(&q.filling, &s.filling, now)
-		if relay.CheckWork(stamp, work.Work, want) != nil {
+		// What was used was enough for the first of two.
+		if _, used := s.stamps.used[d.stamp]; !used && relay.CheckWork(stamp, d.nonce, want) != nil {
 			return demand(want)
 		}
-		d.stamp = stamp.Hash()
-		if err := s.stampLocked(d.stamp, now.Unix()); err != nil {
+	}
+	// A deposit leaves coming when its entry is in the spool, under the same lock:
+	// there is no moment at which the first of two is in neither.
+	if d.first, d.held = s.coming[d.leaf], 0; d.first != nil {
+		return nil
+	}
+	if id, ok := s.spool.Find(spool.Queue(d.id), d.until, d.blob); ok {
+		d.held = id
+		return nil
+	}
+	if d.byWork {
+		if err := s.stampLocked(d.stamp); err != nil {
 			return err
 		}
 	}
 	if err := d.reserveLocked(); err != nil {
 		return err
 	}
-	if byWork {
+	d.ended = make(chan struct{})
+	s.coming[d.leaf] = d
+	if d.byWork {
 		s.stamps.used[d.stamp] = d.until
 		q.filling.add(now)
 		s.filling.add(now)
@@ -141,7 +173,7 @@ func hasToken(row *store.RelayQueue, hash []byte) bool {
 
 // stampLocked returns why work may not be counted: it was, or there is no room
 // to remember it.
-func (s *Service) stampLocked(h [sha256.Size]byte, now int64) error {
+func (s *Service) stampLocked(h [sha256.Size]byte) error {
 	if _, used := s.stamps.used[h]; used {
 		return refused
 	}
@@ -163,7 +195,7 @@ func (d *deposit) reserveLocked() error {
 		return refused
 	case q.messages+q.inflight.messages >= k.messages,
 		q.bytes+q.inflight.bytes+n > k.bytes,
-		q.share.bytes+q.share.inflight+n > s.cfg.Limits.Share,
+		!s.roomLocked(q.share, n),
 		box && s.boxes+s.toBoxes+n > s.cfg.Limits.Boxes:
 		return quota
 	}
@@ -176,16 +208,29 @@ func (d *deposit) countLocked(by int) {
 	n := int64(by * len(d.blob))
 	d.q.inflight.messages += by
 	d.q.inflight.bytes += n
-	d.q.share.inflight += n
+	d.q.share.reserveLocked(n)
 	if d.q.kind == wire.QueueKind_QUEUE_KIND_BOX {
 		d.s.toBoxes += n
 	}
 }
 
-// keep puts the deposit on the disk and returns its receipt.
+// keep puts the deposit on the disk, if it is not there, and returns its receipt.
 func (d *deposit) keep() (*wire.RelayAnswer, error) {
 	// Not the stream's context: a deposit that has begun is worth ending.
 	ctx := context.Background()
+	for d.ended == nil { // a repetition, as far as anybody knows
+		if d.first != nil {
+			<-d.first.ended
+		} else if receipt, err := d.again(ctx); err != nil {
+			return nil, err
+		} else if receipt != nil {
+			d.s.counters.repeated.Add(1)
+			return receiptAnswer(receipt), nil
+		}
+		if err := d.place(); err != nil {
+			return nil, err
+		}
+	}
 	stored, err := d.put(ctx)
 	gone := d.done(err)
 	if gone {
@@ -197,11 +242,42 @@ func (d *deposit) keep() (*wire.RelayAnswer, error) {
 	if err != nil {
 		return nil, err
 	}
-	var r wire.RelayReceipt
-	if stored.Receipt == nil || proto.Unmarshal(stored.Receipt, &r) != nil {
+	d.s.counters.deposits.Add(1)
+	d.s.counters.depositBytes.Add(uint64(len(d.blob)))
+	if stored.Receipt == nil {
 		return nil, busy // it is there, and not signed: it will be repeated
 	}
-	return &wire.RelayAnswer{Status: wire.RelayStatus_RELAY_STATUS_OK, Result: &wire.RelayAnswer_Receipt{Receipt: &r}}, nil
+	return receiptAnswer(stored.Receipt), nil
+}
+
+func receiptAnswer(b []byte) *wire.RelayAnswer {
+	r := new(wire.RelayReceipt)
+	if err := proto.Unmarshal(b, r); err != nil {
+		panic("relay: internal error: a receipt that does not parse: attest has marshalled it")
+	}
+	return &wire.RelayAnswer{Status: wire.RelayStatus_RELAY_STATUS_OK, Result: &wire.RelayAnswer_Receipt{Receipt: r}}
+}
+
+// again returns a new receipt for the entry that the deposit seems to be, or nil
+// if it is another one, or is gone.
+func (d *deposit) again(ctx context.Context) ([]byte, error) {
+	b, err := d.s.spool.Read(spool.Queue(d.id), d.held, nil)
+	switch {
+	case errors.Is(err, spool.ErrNotFound), errors.Is(err, spool.ErrDamaged):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !bytes.Equal(b, d.blob):
+		return nil, errors.New("relay: two blobs with one tag")
+	}
+	receipt, err := d.s.spool.Again(ctx, spool.Queue(d.id), d.held, spool.Leaf(d.leaf))
+	switch {
+	case errors.Is(err, spool.ErrNotFound):
+		return nil, nil
+	case err == nil && receipt == nil:
+		return nil, busy // not signed
+	}
+	return receipt, err
 }
 
 // put spends the token and then writes the entry, so that a crash in between
@@ -215,7 +291,7 @@ func (d *deposit) put(ctx context.Context) (spool.Stored, error) {
 	stored, err := d.s.spool.Put(ctx, []spool.Entry{{
 		Queue:   spool.Queue(d.id),
 		Expires: d.until,
-		Leaf:    spool.Leaf(relay.NewLeaf(d.id, d.hash, d.until)),
+		Leaf:    spool.Leaf(d.leaf),
 		Blob:    d.blob,
 	}})
 	if err != nil {
@@ -248,6 +324,8 @@ func (d *deposit) done(err error) (gone bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.countLocked(-1)
+	delete(s.coming, d.leaf)
+	close(d.ended)
 	if err != nil && d.stamp != ([sha256.Size]byte{}) {
 		delete(s.stamps.used, d.stamp) // it may be used when there is room
 	}

@@ -6,16 +6,28 @@
 // truth for each thing, and what the other says beyond it is cleared away:
 //
 //	queues, access, uses of tokens, one-time keys, records   store
+//	blobs: their names, sizes and expiries                   store
 //	messages: which there are, how many, how many bytes      spool
+//	chunks of blobs: which there are                         spool
 //
 //	create     row                         the queue is there
 //	deposit    use of a token, entry       the use may be lost, never gained
 //	drop       row, entries                after a crash, entries without a row are dropped
 //	take key   row deleted, then answered  a crash may lose a key, never repeat one
+//	put blob   row with the first chunk, chunk; drop as above
 //
 // The store ID (SPEC §13.5) is in both, so that the next New notices if one of
 // them was lost or exchanged without the other, and draws another ID. An older
 // copy of the spool under the same store is not noticed.
+//
+// A deposit that is there already, or on its way, is answered with a receipt of
+// its own and is one entry. The spool finds it by a tag of the blob and the
+// service compares the bytes, so that what is promised again was read from the
+// disk.
+//
+// A chunk of a blob is the one entry of a queue of its own in the spool, whose
+// name is a hash of handle and index. Blobs are counted by what they announced and
+// not by what is there.
 //
 // Everything that a deposit needs is in memory: some 500 bytes for each queue.
 // Uses of proofs of work are there alone; a restart forgets them.
@@ -27,10 +39,10 @@
 // deposits before it. A poll that waits holds no buffer.
 //
 // What it does not do: judge or publish records (its caller does), know who is
-// whose contact, or copy anything to another relay. It keeps no blobs and dials
-// nobody back: [New] says what it answers. A deposit that is repeated is a second
-// entry, which the reader recognises. A relay open to anybody can be filled from
-// as many address blocks as it has shares; [AdmitTokens] is what prevents that.
+// whose contact, or copy anything to another relay. A relay open to anybody can
+// be filled from some dozens of address blocks, up to [Limits.Anybody]: admission
+// tokens have the rest. The quota is for messages and blobs; the store's files,
+// which are small beside them, are bounded by the accounts alone.
 //
 // Lock order: Service.mu before any lock of the spool; traffic.mu alone.
 package relay

@@ -143,6 +143,8 @@ func FuzzHandle(f *testing.F) {
 		putKeys(b.id, blob(32), start.Add(time.Hour).Unix(), 1), takeByToken(b.id, blob(32), token),
 		w.takeByWork(b.id, blob(32), 4), countRequest(b.id, blob(32)), recordsRequest(b.id, true, fakeRecord(dayOf(start))),
 		setAccess(&wire.RelaySetAccess{Queue: b.id[:], Tokens: [][]byte{token}}),
+		putBlob(b, blob(32), 0, 2, blob(protocol.BlobChunk), start.Add(time.Hour)), getBlob(blob(32), 0), dropBlob(b, blob(32)),
+		dialRequest("/ip4/192.0.2.7/tcp/4000"),
 	} {
 		f.Add(wire.Marshal(req))
 	}

@@ -74,16 +74,16 @@ func (c *client) putKeys(m *wire.RelayPutKeys) (*wire.RelayAnswer, error) {
 func (s *Service) reserveShare(q *queue, n int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if q.share.bytes+q.share.inflight+n > s.cfg.Limits.Share {
+	if !s.roomLocked(q.share, n) {
 		return quota
 	}
-	q.share.inflight += n
+	q.share.reserveLocked(n)
 	return nil
 }
 
 func (s *Service) releaseShare(q *queue, n int64) {
 	s.mu.Lock()
-	q.share.inflight -= n
+	q.share.reserveLocked(-n)
 	s.mu.Unlock()
 }
 
@@ -135,8 +135,11 @@ func (c *client) takeKey(m *wire.RelayTakeKey) (*wire.RelayAnswer, error) {
 		blob, err = s.takeIn(tx, id, row, m.Pool, token)
 		return err
 	})
-	if err == nil && blob == nil {
+	switch {
+	case err == nil && blob == nil:
 		err = empty
+	case err == nil:
+		s.counters.keys.Add(1)
 	}
 	return &wire.RelayAnswer{Status: wire.RelayStatus_RELAY_STATUS_OK, Result: &wire.RelayAnswer_Key{Key: &wire.RelayKey{Key: blob}}}, err
 }
@@ -156,7 +159,7 @@ func (s *Service) workForKey(q *queue, m *wire.RelayTakeKey) error {
 	if relay.CheckWork(stamp, w.Nonce, want) != nil {
 		return demand(want)
 	}
-	if err := s.stampLocked(stamp.Hash(), now.Unix()); err != nil {
+	if err := s.stampLocked(stamp.Hash()); err != nil {
 		return err
 	}
 	s.stamps.used[stamp.Hash()] = w.Expires
@@ -235,12 +238,16 @@ func (s *Service) expireKeys(tx *store.Tx, id relay.QueueID, row *store.RelayQue
 	return nil
 }
 
-// expireBox deletes the keys and records of a box that are over.
+// expireBox deletes the keys, records and blobs of a box that are over; the
+// chunks of the latter are deleted with the messages that are over.
 func (s *Service) expireBox(q *queue) error {
 	return s.change(q.id, func(tx *store.Tx, row *store.RelayQueue) error {
 		if err := s.expireKeys(tx, q.id, row); err != nil {
 			return err
 		}
-		return s.expireRecords(tx, q.id, row)
+		if err := s.expireRecords(tx, q.id, row); err != nil {
+			return err
+		}
+		return s.expireBlobs(tx, q.id, row)
 	})
 }

@@ -49,6 +49,8 @@ func (c *client) answerPoll(m *wire.RelayPoll, stop <-chan struct{}) (*wire.Rela
 			return c.s.answerOf(nil, err), 0
 		}
 		if last || len(a.Entries) > 0 {
+			c.s.counters.polls.Add(1)
+			c.s.counters.entries.Add(uint64(len(a.Entries)))
 			return &wire.RelayAnswer{Status: wire.RelayStatus_RELAY_STATUS_OK, Result: &wire.RelayAnswer_Entries{Entries: a}}, held
 		}
 		select {

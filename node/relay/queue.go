@@ -34,11 +34,32 @@ type amount struct {
 }
 
 // A share is an account of what is kept: of an admission token, or of an
-// address block.
+// address block, or of all address blocks together.
 type share struct {
 	queues   int
-	bytes    int64 // of messages, one-time keys and records
+	bytes    int64 // of messages, one-time keys, records and blobs
 	inflight int64
+	of       *share // all address blocks, for one of them; else nil
+}
+
+// addLocked counts n bytes that are kept, or, below zero, that are not any more.
+func (sh *share) addLocked(n int64) {
+	for ; sh != nil; sh = sh.of {
+		sh.bytes += n
+	}
+}
+
+// reserveLocked counts n bytes that are on their way.
+func (sh *share) reserveLocked(n int64) {
+	for ; sh != nil; sh = sh.of {
+		sh.inflight += n
+	}
+}
+
+// roomLocked reports whether n bytes more fit on an account.
+func (s *Service) roomLocked(sh *share, n int64) bool {
+	return sh.bytes+sh.inflight+n <= s.cfg.Limits.Share &&
+		(sh.of == nil || sh.of.bytes+sh.of.inflight+n <= s.cfg.Limits.Anybody)
 }
 
 // A kind is what a place takes.
@@ -66,36 +87,46 @@ var kinds = map[wire.QueueKind]kind{
 func (s *Service) addLocked(id relay.QueueID, row *store.RelayQueue) *queue {
 	q := &queue{id: id, kind: wire.QueueKind(row.Kind), share: s.shareLocked(row.Share), row: row}
 	s.queues[id] = q
-	q.share.queues++
-	q.share.bytes += heldBytes(row)
+	q.share.enterLocked()
+	q.share.addLocked(heldBytes(row))
 	return q
 }
 
 // setLocked replaces a queue's row.
 func (q *queue) setLocked(row *store.RelayQueue) {
-	q.share.bytes += heldBytes(row) - heldBytes(q.row)
+	q.share.addLocked(heldBytes(row) - heldBytes(q.row))
 	q.row = row
 }
 
 // heldBytes is what is kept for a queue beside messages.
 func heldBytes(row *store.RelayQueue) int64 {
-	return int64(row.Keys)*protocol.KeyBlob + int64(row.Records)*protocol.MaxRecord
+	return int64(row.Keys)*protocol.KeyBlob + int64(row.Records)*protocol.MaxRecord + int64(row.Blobs)*protocol.BlobChunk
 }
 
 func (s *Service) shareLocked(id []byte) *share {
 	sh := s.shares[string(id)]
 	if sh == nil {
 		sh = new(share)
+		if len(id) == blockHash {
+			sh.of = &s.anybody
+		}
 		s.shares[string(id)] = sh
 	}
 	return sh
+}
+
+// enterLocked counts a queue.
+func (sh *share) enterLocked() {
+	for ; sh != nil; sh = sh.of {
+		sh.queues++
+	}
 }
 
 // measureLocked takes over from the spool what a queue has. Whoever changes a
 // queue's entries calls it afterwards, so that the last to do so is right.
 func (s *Service) measureLocked(q *queue) {
 	messages, bytes := s.spool.Count(spool.Queue(q.id))
-	q.share.bytes += bytes - q.bytes
+	q.share.addLocked(bytes - q.bytes)
 	if q.kind == wire.QueueKind_QUEUE_KIND_BOX {
 		s.boxes += bytes - q.bytes
 	}
@@ -111,7 +142,7 @@ func (s *Service) measure(q *queue) {
 // removeLocked forgets a queue of which nothing is left.
 func (s *Service) removeLocked(q *queue) {
 	s.measureLocked(q)
-	q.share.bytes -= q.bytes + heldBytes(q.row)
+	q.share.addLocked(-q.bytes - heldBytes(q.row))
 	if q.kind == wire.QueueKind_QUEUE_KIND_BOX {
 		s.boxes -= q.bytes
 	}
@@ -122,7 +153,10 @@ func (s *Service) removeLocked(q *queue) {
 // leaveLocked takes a queue off an account, and forgets one that is empty.
 func (s *Service) leaveLocked(id []byte) {
 	sh := s.shares[string(id)]
-	if sh.queues--; sh.queues == 0 {
+	for up := sh; up != nil; up = up.of {
+		up.queues--
+	}
+	if sh.queues == 0 {
 		delete(s.shares, string(id))
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,15 +32,16 @@ var ErrClosed = errors.New("relay: closed")
 
 // A Service is a relay. Its methods are safe for concurrent use.
 type Service struct {
-	cfg     Config
-	log     *slog.Logger
-	now     func() time.Time
-	self    identity.Transport
-	db      *store.DB
-	spool   *spool.Spool
-	storeID [relay.StoreIDSize]byte
-	blockID [sha256.Size]byte // key of the hashes of address blocks
-	traffic *traffic
+	cfg      Config
+	log      *slog.Logger
+	now      func() time.Time
+	self     identity.Transport
+	db       *store.DB
+	spool    *spool.Spool
+	storeID  [relay.StoreIDSize]byte
+	blockID  [sha256.Size]byte // key of the hashes of address blocks
+	traffic  *traffic
+	counters counters
 
 	closing chan struct{} // closed by Close
 	once    sync.Once
@@ -50,12 +52,18 @@ type Service struct {
 	ended    bool
 	queues   map[relay.QueueID]*queue
 	shares   map[string]*share // by the share of a queue's row
-	making   int               // queues on their way into the store
-	boxes    int64             // bytes in contact boxes
-	toBoxes  int64             // on their way there
-	draining int64             // unix seconds, or 0
+	anybody  share             // all of those of address blocks
+	coming   map[relay.Leaf]*deposit
+	making   int   // queues on their way into the store
+	boxes    int64 // bytes in contact boxes
+	toBoxes  int64 // on their way there
+	blobs    map[blobName]*shelved
+	shelf    int64                    // bytes of blobs, each counted whole
+	shelving map[spool.Queue]struct{} // chunks on their way into the spool
+	draining int64                    // unix seconds, or 0
 	streams  int
 	attached int
+	dialling int // back, requests
 	free     int // bytes of the memory for requests and answers
 	stamps   stamps
 	filling  pressure // of all contact boxes
@@ -66,8 +74,8 @@ type Service struct {
 }
 
 // New opens a relay: it reads the store and the spool, makes them agree, and
-// serves nothing before Run. Requests for blobs, and to dial back, are
-// MALFORMED here, and PutRecords without [Config.Publish].
+// serves nothing before Run. PutRecords without [Config.Publish], and DialBack
+// without [Config.DialBack], are MALFORMED here.
 //
 // The errors are the config's, the spool's and the store's. After one nothing
 // it started is left running.
@@ -85,22 +93,25 @@ func New(cfg Config) (_ *Service, err error) {
 		return nil, fmt.Errorf("reading the relay's key: %w", err)
 	}
 	s := &Service{
-		cfg:     cfg,
-		log:     cfg.Log,
-		now:     cfg.Now,
-		self:    self,
-		db:      cfg.Store,
-		traffic: newTraffic(cfg.Traffic, cfg.Rate),
-		closing: make(chan struct{}),
-		queues:  map[relay.QueueID]*queue{},
-		shares:  map[string]*share{},
-		free:    cfg.Limits.Memory,
-		stamps:  stamps{room: cfg.Limits.Stamps, used: map[[sha256.Size]byte]int64{}},
-		blocks:  map[netip.Prefix]*block{},
+		cfg:      cfg,
+		log:      cfg.Log,
+		now:      cfg.Now,
+		self:     self,
+		db:       cfg.Store,
+		traffic:  newTraffic(cfg.Traffic, cfg.Rate),
+		closing:  make(chan struct{}),
+		queues:   map[relay.QueueID]*queue{},
+		shares:   map[string]*share{},
+		coming:   map[relay.Leaf]*deposit{},
+		blobs:    map[blobName]*shelved{},
+		shelving: map[spool.Queue]struct{}{},
+		free:     cfg.Limits.Memory,
+		stamps:   stamps{room: cfg.Limits.Stamps, used: map[[sha256.Size]byte]int64{}},
+		blocks:   map[netip.Prefix]*block{},
 	}
 	s.others = s.newBlock(netip.Prefix{})
-	sizes := envelope.SealedSizes()
-	sc := spool.Config{Dir: cfg.Dir, Sizes: sizes[:], Quota: cfg.Quota, Attest: s.attest, Now: cfg.Now}
+	sealed := envelope.SealedSizes()
+	sc := spool.Config{Dir: cfg.Dir, Sizes: append(sealed[:], protocol.BlobChunk), Quota: cfg.Quota, Attest: s.attest, Now: cfg.Now}
 	if cfg.Disk != nil {
 		s.spool, err = spool.OpenMemory(sc, cfg.Disk)
 	} else {
@@ -212,7 +223,8 @@ func (s *Service) writeTraffic(end bool) error {
 	return nil
 }
 
-// loadQueues reads the queues, and drops the entries of those that are gone.
+// loadQueues reads the queues and blobs, and drops the entries of those that are
+// gone.
 func (s *Service) loadQueues() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -227,18 +239,21 @@ func (s *Service) loadQueues() error {
 			}
 			s.measureLocked(s.addLocked(relay.QueueID(row.Key), row.Value))
 		}
-		return nil
+		return s.loadBlobsLocked(tx)
 	}); err != nil {
 		return err
 	}
-	for _, id := range s.spool.Queues() {
-		if s.queues[relay.QueueID(id)] == nil && id != marker {
-			if err := s.spool.Drop(context.Background(), id); err != nil {
-				return err
-			}
+	all := s.spool.Queues()
+	left := make(map[spool.Queue]bool, len(all))
+	for _, id := range all {
+		left[id] = s.queues[relay.QueueID(id)] == nil && id != marker
+	}
+	for name, b := range s.blobs {
+		for i := range b.count {
+			delete(left, name.chunk(i))
 		}
 	}
-	return nil
+	return s.spool.Drop(context.Background(), slices.DeleteFunc(all, func(id spool.Queue) bool { return !left[id] })...)
 }
 
 // attest signs a group of deposits that is on the disk. Without a signature
@@ -253,6 +268,7 @@ func (s *Service) attest(leaves []spool.Leaf) func(i int) []byte {
 		s.log.Error("signing receipts", "error", err)
 		return func(int) []byte { return nil }
 	}
+	s.counters.group(len(leaves))
 	return func(i int) []byte {
 		b, err := proto.Marshal(g.Receipt(i).Wire())
 		if err != nil {

@@ -431,9 +431,12 @@ func TestRefusals(t *testing.T) {
 				}
 			}
 		}},
-		{"deposit with work that was used", isRefused, func(s *scene) (*caller, *wire.RelayRequest) {
+		{"deposit with work that was used, and read", isRefused, func(s *scene) (*caller, *wire.RelayRequest) {
 			req := s.w.workDeposit(s.box, 4)
 			s.other.want(isOK, req)
+			for _, e := range s.owner.poll256() {
+				s.owner.want(isOK, deletion(s.box.id, e.Id))
+			}
 			return s.other, req
 		}},
 		{"deposit in a queue that is over", isRefused, func(s *scene) (*caller, *wire.RelayRequest) {
@@ -603,10 +606,10 @@ func TestRefusals(t *testing.T) {
 		{"put records where nobody publishes", isMalformed, func(s *scene) (*caller, *wire.RelayRequest) {
 			return s.owner, recordsRequest(s.box.id, false)
 		}},
-		{"ask for a blob", isMalformed, func(s *scene) (*caller, *wire.RelayRequest) {
+		{"ask for a blob that is not there", isRefused, func(s *scene) (*caller, *wire.RelayRequest) {
 			return s.other, &wire.RelayRequest{Command: &wire.RelayRequest_GetBlob{GetBlob: &wire.RelayGetBlob{Handle: blob(32)}}}
 		}},
-		{"ask to be dialled", isMalformed, func(s *scene) (*caller, *wire.RelayRequest) {
+		{"ask to be dialled by a relay that does not", isMalformed, func(s *scene) (*caller, *wire.RelayRequest) {
 			return s.other, &wire.RelayRequest{Command: &wire.RelayRequest_DialBack{DialBack: &wire.RelayDialBack{Addrs: [][]byte{{4}}}}}
 		}},
 	}
@@ -865,7 +868,7 @@ func TestConfigIsChecked(t *testing.T) {
 }
 
 func TestBoundsOfMemory(t *testing.T) {
-	w := newWorld(t, func(cfg *Config) { cfg.Limits.Memory = 100_000; cfg.Limits.Attached = 2; cfg.Limits.Queues = 3 })
+	w := newWorld(t, func(cfg *Config) { cfg.Limits.Memory = 100_000; cfg.Limits.Attached = 2; cfg.Limits.Queues = 6 })
 	c := w.caller()
 	m := c.queue(pairwise)
 	c.queue(pairwise)

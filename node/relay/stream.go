@@ -11,6 +11,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"starling/node/stream"
 	"starling/protocol"
@@ -29,7 +30,9 @@ type client struct {
 	conn     *stream.Conn
 	ctx      context.Context // ends with the stream; held because each answer needs it
 	key      identity.Transport
+	peer     peer.ID
 	addr     netip.Prefix
+	ip       netip.Addr // it is seen at; none through a circuit
 	attached map[relay.QueueID]*queue
 	deposits sync.WaitGroup // those of this stream that are not done
 	wake     chan struct{}  // whoever deposits in an attached queue sends; one token is enough
@@ -56,12 +59,16 @@ func (s *Service) serve(ctx context.Context, conn *stream.Conn) error {
 		return relay.ErrProof
 	}
 	c := &client{
-		s: s, conn: conn, key: key, addr: blockOf(conn.RemoteAddr()),
+		s: s, conn: conn, key: key, peer: conn.Remote(), addr: blockOf(conn.RemoteAddr()),
 		attached: map[relay.QueueID]*queue{},
 		wake:     make(chan struct{}, 1),
 	}
+	if _, err := conn.RemoteAddr().ValueForProtocol(ma.P_CIRCUIT); err != nil && !conn.Limited() {
+		c.ip = ipOf(conn.RemoteAddr())
+	}
 	b := s.enter(c)
 	if b == nil {
+		s.counters.turnedAway.Add(1)
 		return stream.ErrBusy
 	}
 	defer s.leave(c, b)
@@ -101,6 +108,8 @@ func (c *client) read(turns chan<- turn, b *block) error {
 // stream.
 func (c *client) begin(frame []byte, b *block) (turn, error) {
 	s, held := c.s, 2*len(frame) // the frame, and the message that is made of it
+	s.counters.requests.Add(1)
+	s.counters.bytesIn.Add(uint64(len(frame)))
 	if !b.rate.Allow() || !s.traffic.pace(c.ctx, len(frame)) || !s.traffic.spend(len(frame), s.now()) || !s.take(held) {
 		return turn{answer: ready(s.answerOf(nil, busy))}, nil
 	}
@@ -119,6 +128,7 @@ func (c *client) write(turns <-chan turn, cancel func()) {
 		a, held := t.answer()
 		if !broken {
 			b := wire.Marshal(a)
+			c.s.counters.bytesOut.Add(uint64(len(b)))
 			c.s.traffic.spend(len(b), c.s.now())
 			if !c.s.traffic.pace(c.ctx, len(b)) || c.conn.Write(b) != nil {
 				broken = true
@@ -147,6 +157,9 @@ func (c *client) handle(frame []byte) (func() (*wire.RelayAnswer, int), error) {
 	if m, ok := req.Command.(*wire.RelayRequest_Poll); ok {
 		return c.beginPoll(m.Poll), nil
 	}
+	if m, ok := req.Command.(*wire.RelayRequest_GetBlob); ok {
+		return func() (*wire.RelayAnswer, int) { return c.s.getBlob(m.GetBlob) }, nil
+	}
 	return ready(c.s.answerOf(c.do(req))), nil
 }
 
@@ -173,6 +186,12 @@ func (c *client) do(req *wire.RelayRequest) (*wire.RelayAnswer, error) {
 		return c.countKeys(m.CountKeys)
 	case *wire.RelayRequest_PutRecords:
 		return c.putRecords(m.PutRecords)
+	case *wire.RelayRequest_PutBlob:
+		return c.putBlob(m.PutBlob)
+	case *wire.RelayRequest_DropBlob:
+		return c.dropBlob(m.DropBlob)
+	case *wire.RelayRequest_DialBack:
+		return c.dialBack(m.DialBack)
 	}
 	return nil, malformed
 }

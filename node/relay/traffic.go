@@ -7,7 +7,6 @@ import (
 	"time"
 
 	ma "github.com/multiformats/go-multiaddr"
-	manet "github.com/multiformats/go-multiaddr/net"
 	"golang.org/x/time/rate"
 )
 
@@ -128,12 +127,10 @@ func (t *traffic) pace(ctx context.Context, n int) bool {
 // blockOf returns what one attacker has at little cost: an IPv4 /24 or an IPv6
 // /48. Without an address it is the zero block, one for all.
 func blockOf(a ma.Multiaddr) netip.Prefix {
-	ip, err := manet.ToIP(a)
-	if err != nil {
+	addr := ipOf(a)
+	if !addr.IsValid() {
 		return netip.Prefix{}
 	}
-	addr, _ := netip.AddrFromSlice(ip)
-	addr = addr.Unmap()
 	size := 48
 	if addr.Is4() {
 		size = 24
@@ -144,12 +141,13 @@ func blockOf(a ma.Multiaddr) netip.Prefix {
 
 // A block is what is counted of an address block.
 type block struct {
-	streams int
-	rate    *rate.Limiter
+	streams  int
+	dialling bool // back, for somebody in it
+	rate     *rate.Limiter
 }
 
-// maxBlocks is the most address blocks that are told apart. Beyond it newcomers
-// share one.
+// maxBlocks is the most address blocks that are told apart, or twice the streams
+// if that is more, each about 250 bytes. Beyond it newcomers share one.
 const maxBlocks = 8192
 
 // blockLocked returns the block of an address.
@@ -157,7 +155,8 @@ func (s *Service) blockLocked(p netip.Prefix) *block {
 	if b := s.blocks[p]; b != nil {
 		return b
 	}
-	if now := time.Now(); len(s.blocks) >= maxBlocks && now.Sub(s.swept) > time.Second {
+	most := max(maxBlocks, 2*s.cfg.Limits.Streams)
+	if now := time.Now(); len(s.blocks) >= most && now.Sub(s.swept) > time.Second {
 		s.swept = now
 		for p, b := range s.blocks {
 			if b.streams == 0 && b.rate.TokensAt(now) >= float64(b.rate.Burst()) {
@@ -165,7 +164,7 @@ func (s *Service) blockLocked(p netip.Prefix) *block {
 			}
 		}
 	}
-	if len(s.blocks) >= maxBlocks {
+	if len(s.blocks) >= most {
 		return s.others
 	}
 	b := s.newBlock(p)

@@ -6,6 +6,7 @@ import (
 
 	"starling/node/store"
 	"starling/protocol"
+	"starling/protocol/identity"
 	"starling/protocol/prekey"
 	"starling/protocol/wire"
 )
@@ -14,6 +15,7 @@ import (
 type ownKey struct {
 	private prekey.Private
 	bundle  *prekey.Bundle
+	relay   *identity.Transport // whose pool it is for, or nil
 }
 
 // DayBundle returns the signed bundle of a day: of today, of one of the

@@ -50,6 +50,18 @@ func (Opened) LogValue() slog.Value { return slog.StringValue("[secret]") }
 // prints.
 func (Opened) Format(f fmt.State, _ rune) { io.WriteString(f, "[secret]") }
 
+// An origin is what the way that an envelope took says of its sender.
+type origin struct {
+	account *identity.Account     // nil: nobody known
+	device  *identity.DeviceEntry // with account, both proven by the sealed form; nil on a stream
+}
+
+// mayBe reports whether the envelope may come from that device, which is both
+// its keys. On a stream every device may be there: an envelope proves itself.
+func (o origin) mayBe(a identity.Account, d identity.Device, dh []byte) bool {
+	return o.device == nil || *o.account == a && o.device.Key == d && string(o.device.DH[:]) == string(dh)
+}
+
 // Open opens an envelope, exactly as it came, under the rules of SPEC §8. from
 // is the account that the transport's peer is believed to be, nil if nobody
 // known; it only decides whether an error may be sent.
@@ -58,12 +70,27 @@ func (Opened) Format(f fmt.State, _ rune) { io.WriteString(f, "[secret]") }
 // to answer; any other is the store's, and the envelope was not looked at.
 // With every error, nothing was changed.
 func (m *Manager) Open(tx *store.Tx, now time.Time, from *identity.Account, b []byte) (Opened, error) {
+	return m.open(tx, now, origin{account: from}, b)
+}
+
+// OpenRelayed opens the envelope in what [Manager.OpenSealed] returned. It is
+// [Manager.Open], except that the sealed form has proven which device sent the
+// envelope: what another device sealed or introduces is dropped, and an error is
+// addressed to this one.
+func (m *Manager) OpenRelayed(tx *store.Tx, now time.Time, s *envelope.Opened) (Opened, error) {
+	return m.open(tx, now, origin{&s.Manifest.Account, &s.Device}, s.Envelope)
+}
+
+func (m *Manager) open(tx *store.Tx, now time.Time, from origin, b []byte) (Opened, error) {
 	if len(b) > protocol.MaxEnvelope {
 		return Opened{}, ErrDrop
 	}
 	hash := envelope.HashOf(b)
 	if err := answered(tx, now, hash); err != nil {
-		if _, again := errors.AsType[*Duplicate](err); again {
+		if d, again := errors.AsType[*Duplicate](err); again {
+			if from.device != nil && *from.account != d.Peer {
+				return Opened{}, ErrDrop
+			}
 			m.cfg.Observe.Repeated()
 		}
 		return Opened{}, err
@@ -84,7 +111,7 @@ func (m *Manager) Open(tx *store.Tx, now time.Time, from *identity.Account, b []
 	case e.Handshake != nil:
 		o, err = m.openFirst(tx, now, from, hash, e)
 	default:
-		err = m.answerTransport(tx, from, hash, id, wire.Reason_REASON_NO_SESSION)
+		err = m.answerOrigin(tx, from, hash, id, wire.Reason_REASON_NO_SESSION)
 	}
 	if err != nil {
 		return Opened{}, err
@@ -113,8 +140,8 @@ func answered(tx *store.Tx, now time.Time, hash envelope.Hash) error {
 }
 
 // openKnown opens a message of a session that exists, archived or not.
-func (m *Manager) openKnown(tx *store.Tx, now time.Time, from *identity.Account, s *session, hash envelope.Hash, e *wire.Envelope) (Opened, error) {
-	if from != nil && *from != s.account {
+func (m *Manager) openKnown(tx *store.Tx, now time.Time, from origin, s *session, hash envelope.Hash, e *wire.Envelope) (Opened, error) {
+	if from.account != nil && *from.account != s.account || !from.mayBe(s.account, s.device, s.row.Dh) {
 		return Opened{}, ErrDrop
 	}
 	contact, err := loadContact(tx, s.account)
@@ -203,14 +230,14 @@ func (m *Manager) settle(tx *store.Tx, now time.Time, s *session) error {
 // openFirst opens a message that brings its session along. What a stranger can
 // make us do is ordered by cost: two lookups, three Diffie-Hellman operations
 // for the introduction, and only for a proven sender the rest.
-func (m *Manager) openFirst(tx *store.Tx, now time.Time, from *identity.Account, hash envelope.Hash, e *wire.Envelope) (Opened, error) {
+func (m *Manager) openFirst(tx *store.Tx, now time.Time, from origin, hash envelope.Hash, e *wire.Envelope) (Opened, error) {
 	hs, id := e.Handshake, prekey.SessionID(e.Session)
 	dayID, oneTimeID, err := prekey.Keys(hs)
 	if err != nil {
 		return Opened{}, ErrDrop
 	}
-	handshake := store.HandshakeKey(prekey.HandshakeID(hs))
-	known, err := store.Handshakes.Has(tx, handshake)
+	handshake := prekey.HandshakeID(hs)
+	known, err := store.Handshakes.Has(tx, store.HandshakeKey(handshake))
 	if err != nil {
 		return Opened{}, err
 	}
@@ -224,7 +251,7 @@ func (m *Manager) openFirst(tx *store.Tx, now time.Time, from *identity.Account,
 		return Opened{}, err
 	}
 	if day == nil {
-		return Opened{}, m.answerTransport(tx, from, hash, id, wire.Reason_REASON_KEY_GONE)
+		return Opened{}, m.answerOrigin(tx, from, hash, id, wire.Reason_REASON_KEY_GONE)
 	}
 
 	in, err := prekey.OpenKnownIntroduction(m.cfg.Key, m.cfg.Account, &day.private, day.bundle, hs, func(b []byte) (identity.Manifest, bool) {
@@ -234,6 +261,9 @@ func (m *Manager) openFirst(tx *store.Tx, now time.Time, from *identity.Account,
 		return Opened{}, ErrDrop
 	}
 	peer := in.Peer
+	if !from.mayBe(peer.Account, peer.Device, peer.DH[:]) {
+		return Opened{}, ErrDrop
+	}
 	contact, err := loadContact(tx, peer.Account)
 	if err != nil {
 		return Opened{}, err
@@ -249,18 +279,22 @@ func (m *Manager) openFirst(tx *store.Tx, now time.Time, from *identity.Account,
 		}
 	}
 	cannot := func(reason wire.Reason) error {
-		return m.answer(peer.Account, peer.Device, peer.DH, hash, id, reason)
+		err := m.answer(peer.Account, peer.Device, peer.DH, hash, id, reason)
+		if u, ok := errors.AsType[*Undecryptable](err); ok {
+			u.New = &in
+		}
+		return err
 	}
 
 	var oneTime ownKey
 	var private *prekey.Private
 	if oneTimeID != nil {
-		k, _, err := m.own(tx, now, *oneTimeID, false)
+		k, err := m.oneTime(tx, now, *oneTimeID)
 		if err != nil {
 			return Opened{}, err
 		}
 		if k == nil {
-			return Opened{}, cannot(wire.Reason_REASON_KEY_GONE)
+			return Opened{}, m.oneTimeGone(tx, now, *oneTimeID, peer.Account, cannot(wire.Reason_REASON_KEY_GONE))
 		}
 		oneTime, private = *k, &k.private
 	}
@@ -284,12 +318,12 @@ func (m *Manager) openFirst(tx *store.Tx, now time.Time, from *identity.Account,
 	if err := keepSkipped(tx, now, id, &o); err != nil {
 		return Opened{}, err
 	}
-	err = store.Handshakes.Put(tx, handshake, &store.Handshake{Session: id[:], Account: peer.Account[:], Dies: dies})
+	err = store.Handshakes.Put(tx, store.HandshakeKey(handshake), &store.Handshake{Session: id[:], Account: peer.Account[:], Dies: dies})
 	if err != nil {
 		return Opened{}, err
 	}
 	if oneTimeID != nil {
-		if err := m.forget(tx, *oneTimeID); err != nil {
+		if err := m.spend(tx, now, &oneTime, handshake, peer.Account); err != nil {
 			return Opened{}, err
 		}
 	}
@@ -384,14 +418,30 @@ func (m *Manager) answer(a identity.Account, d identity.Device, dh x25519.Public
 	return &Undecryptable{Peer: a, Answer: e}
 }
 
-// answerTransport is answer where the envelope does not say who sent it: to
-// the account that the transport's peer is believed to be, if it is a contact
-// with one device, and otherwise to nobody.
-func (m *Manager) answerTransport(tx *store.Tx, from *identity.Account, hash envelope.Hash, id prekey.SessionID, reason wire.Reason) error {
-	if from == nil {
+// oneTimeGone adds to the answer to a handshake of account by that its one-time
+// key was used before, if a relay is to blame.
+func (m *Manager) oneTimeGone(tx *store.Tx, now time.Time, id prekey.KeyID, by identity.Account, answer error) error {
+	u, ok := errors.AsType[*Undecryptable](answer)
+	if !ok {
+		return answer
+	}
+	relay, err := repeated(tx, now, id, by)
+	if err != nil {
+		return err
+	}
+	u.Repeated = relay
+	return u
+}
+
+// answerOrigin is answer where the envelope does not say who sent it: to the
+// device that the sealed form proved, if it is one of a contact's, or to the
+// account that the transport's peer is believed to be, if it is a contact with
+// one device; and otherwise to nobody.
+func (m *Manager) answerOrigin(tx *store.Tx, from origin, hash envelope.Hash, id prekey.SessionID, reason wire.Reason) error {
+	if from.account == nil {
 		return ErrDrop
 	}
-	c, err := loadContact(tx, *from)
+	c, err := loadContact(tx, *from.account)
 	if err != nil {
 		return err
 	}
@@ -399,9 +449,16 @@ func (m *Manager) answerTransport(tx *store.Tx, from *identity.Account, hash env
 		return ErrDrop
 	}
 	manifest, ok := accepted(c.Manifest)
-	if !ok || len(manifest.Devices) != 1 {
+	if !ok {
 		return ErrDrop
 	}
-	d := manifest.Devices[0]
-	return m.answer(*from, d.Key, d.DH, hash, id, reason)
+	d := from.device
+	switch {
+	case d != nil && lists(manifest, d.Key, d.DH[:]):
+	case d == nil && len(manifest.Devices) == 1:
+		d = &manifest.Devices[0]
+	default:
+		return ErrDrop
+	}
+	return m.answer(*from.account, d.Key, d.DH, hash, id, reason)
 }

@@ -203,8 +203,9 @@ const archiveAtOnce = 128
 // ArchiveAll takes every session out of use for sending, after the store came
 // back in an older state (store.DB.RolledBack): keys that were used since may
 // not be used again. Each contact that had one is marked for a renewal, and
-// one-time keys, which may have been used too, are deleted. Rows that do not
-// open because their erase key is gone are deleted as well.
+// one-time keys, which may have been used too, are deleted: fill the pools at
+// relays anew. Rows that do not open because their erase key is gone are deleted
+// as well. Sealing keys stay, like those of days: they are not used up.
 //
 // Envelopes in the outbox stay as they are: they were sealed before, and the
 // same bytes are what the peer expects. Call it, a transaction each, while it
@@ -219,6 +220,14 @@ func (m *Manager) ArchiveAll(tx *store.Tx, now time.Time) (more bool, err error)
 				return false, err
 			}
 		case err != nil:
+			return false, err
+		}
+	}
+	for r, err := range store.PoolKeys.Scan(tx, nil, nil) {
+		if err != nil && !errors.Is(err, store.ErrDamaged) {
+			return false, err
+		}
+		if err := store.PoolKeys.Delete(tx, r.Key); err != nil {
 			return false, err
 		}
 	}

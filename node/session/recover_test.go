@@ -392,6 +392,8 @@ func copyRows(t *testing.T, from, to *store.DB) {
 				copyTable(src, dst, store.Sessions), copyTable(src, dst, store.SessionOwners), copyTable(src, dst, store.SkippedKeys),
 				copyTable(src, dst, store.Outbox), copyTable(src, dst, store.Unacked), copyTable(src, dst, store.History),
 				copyTable(src, dst, store.SeenIDs), copyTable(src, dst, store.ReceivedEnvelopes),
+				copyTable(src, dst, store.SealingKeys), copyTable(src, dst, store.SeenSealed),
+				copyTable(src, dst, store.PoolKeys), copyTable(src, dst, store.UsedOneTime),
 			)
 		})
 	})

@@ -1,6 +1,8 @@
 // Package session decides which ratchet session carries what, and recovers
 // from sessions that broke (SPEC §8). It opens sessions with PQXDH, seals on the
-// session of choice, opens what arrives, and answers what does not open.
+// session of choice, opens what arrives, and answers what does not open. It
+// keeps this device's own keys for all of that: those of days, one-time keys,
+// and the sealing keys of what comes through relays.
 //
 // It is logic over a store transaction and nothing else: no goroutine, no
 // network, no clock. Every method reads and writes through the [store.Tx] it is
@@ -19,10 +21,10 @@
 //	       ▼                                                          ▼ MaxArchived newer ones
 //	  Seal and Open on the lowest ID; Open on all        Open only, then gone
 //
-// What it does not do: fetch bundles and carry envelopes (node), retry
-// (node/outbox), judge people: whether an introduced stranger, an invite token
-// or a new device is welcome is for the node, which discards the transaction
-// otherwise.
+// What it does not do: fetch bundles and carry envelopes (node), talk to relays
+// (node/relay/client), retry (node/outbox), judge people: whether an introduced
+// stranger, an invite token or a new device is welcome is for the node, which
+// discards the transaction otherwise.
 package session
 
 import (
@@ -42,8 +44,9 @@ import (
 	"starling/protocol/x25519"
 )
 
-// MaxOneTime is how many one-time pairs live at once. Each costs about 2 KiB
-// and 0.1 ms to make; whoever asks beyond it starts with the day's keys alone.
+// MaxOneTime is how many one-time pairs for peers that ask on a stream live at
+// once. Each costs about 2 KiB and 0.1 ms to make; whoever asks beyond it starts
+// with the day's keys alone.
 const MaxOneTime = 64
 
 // maxLive bounds the sessions with one device that are not archived. Two are
@@ -91,6 +94,16 @@ func (*Duplicate) Error() string { return "session: envelope was opened before" 
 type Undecryptable struct {
 	Peer   identity.Account
 	Answer *wire.DecryptionError
+
+	// Repeated is the relay that gave a one-time key of its pool out twice, as
+	// far as this device can see: two accounts used it. Two people who agree to
+	// can make any relay look like that, so one case is no proof. Nil otherwise.
+	Repeated *identity.Transport
+
+	// New says who introduced themselves in the envelope, proven by the sender
+	// tag, and where they take an answer. Nil if it opened no session, or if its
+	// introduction does not open.
+	New *prekey.Introduced
 }
 
 func (u *Undecryptable) Error() string {
@@ -126,8 +139,9 @@ type Manager struct {
 	// Expanded private halves, because expanding one costs as much as using
 	// it. Touched on the writer's goroutine only, and believed only after the
 	// row was found, so a discarded transaction cannot leave a wrong entry.
-	keys map[prekey.KeyID]*ownKey
-	days map[uint32]prekey.KeyID // where to look first for a day's row
+	keys    map[prekey.KeyID]*ownKey
+	days    map[uint32]prekey.KeyID             // where to look first for a day's row
+	sealing map[uint32]*envelope.SealingPrivate // by week, believed only if the row has the same seed
 }
 
 // New returns the manager of a device. It panics if a required field is
@@ -147,8 +161,9 @@ func New(cfg Config) *Manager {
 		self: prekey.Party{
 			Account: cfg.Account, Device: cfg.Key.Device(), DH: cfg.Key.DH().Public(), Capabilities: cfg.Capabilities,
 		},
-		keys: map[prekey.KeyID]*ownKey{},
-		days: map[uint32]prekey.KeyID{},
+		keys:    map[prekey.KeyID]*ownKey{},
+		days:    map[uint32]prekey.KeyID{},
+		sealing: map[uint32]*envelope.SealingPrivate{},
 	}
 }
 
@@ -237,10 +252,11 @@ func (m *Manager) Acknowledged(tx *store.Tx, now time.Time, id [32]byte) error {
 }
 
 // Start opens a session with a device of peer by PQXDH, from bundles that
-// prekey.OpenBundle returned; oneTime may be nil (tier T3). With replaces, or
-// else what the contact's row says, the handshake names the session it takes
-// the place of, which is archived at once. A renewal that was due is done.
-// Nothing is sent: the next [Manager.Seal] carries the handshake.
+// prekey.OpenBundle returned; oneTime is from the peer itself (T1), from a
+// relay's pool (T2), or nil (T3). With replaces, or else what the contact's row
+// says, the handshake names the session it takes the place of, which is archived
+// at once. A renewal that was due is done. Nothing is sent: the next
+// [Manager.Seal] carries the handshake.
 func (m *Manager) Start(tx *store.Tx, now time.Time, peer identity.Manifest, device identity.Device, day, oneTime *prekey.Bundle, intro prekey.Introduction, replaces *prekey.SessionID) error {
 	entry, ok := peer.Device(device)
 	if !ok {
@@ -290,12 +306,28 @@ func (m *Manager) Start(tx *store.Tx, now time.Time, peer identity.Manifest, dev
 // peer may then lack a key that opens it. A content sealed before, which lives
 // for MessageLife, still finds the day's key: one day, the skew and that life
 // are shorter than DayKeyLife.
+//
+// A one-time bundle says by the peer's clock when it ends. Whatever that is
+// here, the bundle was minted before now, so it has no more than its life left;
+// and a session is fresh for OneTimeLife at least, or, where the clocks differ,
+// each would be stale before anything is sealed on it. For a bundle minted on a
+// stream both bounds are the same. Nothing is sealed later than BundleSkew after
+// the end: the private half of a pool's bundle lives MessageLife longer.
 func staleAt(now time.Time, day, oneTime *prekey.Bundle) time.Time {
 	at := day.NotAfter.Add(protocol.BundleSkew)
-	if gone := now.Add(protocol.OneTimeLife); oneTime != nil && gone.Before(at) {
-		return gone
+	if oneTime == nil {
+		return at
 	}
-	return at
+	life, gone := oneTime.NotAfter.Sub(oneTime.NotBefore), oneTime.NotAfter
+	if least := now.Add(min(life, protocol.OneTimeLife)); gone.Before(least) {
+		gone = least
+	}
+	for _, most := range []time.Time{now.Add(life), oneTime.NotAfter.Add(protocol.BundleSkew), at} {
+		if gone.After(most) {
+			gone = most
+		}
+	}
+	return gone
 }
 
 // choose returns the session to send on, nil if there is none: the lowest ID

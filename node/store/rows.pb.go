@@ -86,7 +86,7 @@ func (x Contact_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Contact_State.Descriptor instead.
 func (Contact_State) EnumDescriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{5, 0}
+	return file_rows_proto_rawDescGZIP(), []int{8, 0}
 }
 
 type Entry_State int32
@@ -147,7 +147,7 @@ func (x Entry_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Entry_State.Descriptor instead.
 func (Entry_State) EnumDescriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{10, 0}
+	return file_rows_proto_rawDescGZIP(), []int{15, 0}
 }
 
 // Self is this account and device; one row.
@@ -336,6 +336,234 @@ func (x *PreKey) GetDies() int64 {
 	return 0
 }
 
+// SealingKey is the private half of a device's sealing key; the key is its
+// week.
+type SealingKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seed          []byte                 `protobuf:"bytes,1,opt,name=seed,proto3" json:"seed,omitempty"`     // 32 bytes
+	Signed        []byte                 `protobuf:"bytes,2,opt,name=signed,proto3" json:"signed,omitempty"` // wire.Signed
+	Dies          int64                  `protobuf:"varint,3,opt,name=dies,proto3" json:"dies,omitempty"`    // 0 until the key of a later week was given out
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealingKey) Reset() {
+	*x = SealingKey{}
+	mi := &file_rows_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealingKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealingKey) ProtoMessage() {}
+
+func (x *SealingKey) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealingKey.ProtoReflect.Descriptor instead.
+func (*SealingKey) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SealingKey) GetSeed() []byte {
+	if x != nil {
+		return x.Seed
+	}
+	return nil
+}
+
+func (x *SealingKey) GetSigned() []byte {
+	if x != nil {
+		return x.Signed
+	}
+	return nil
+}
+
+func (x *SealingKey) GetDies() int64 {
+	if x != nil {
+		return x.Dies
+	}
+	return 0
+}
+
+// PoolKey is the private half of a one-time bundle for a relay's pool; the key
+// is the bundle's ID. The bundle itself, ten times as long, is made again when
+// it is needed: every row under the erase key is written again when that is
+// replaced.
+type PoolKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	X25519Seed    []byte                 `protobuf:"bytes,1,opt,name=x25519_seed,json=x25519Seed,proto3" json:"x25519_seed,omitempty"`
+	KemSeed       []byte                 `protobuf:"bytes,2,opt,name=kem_seed,json=kemSeed,proto3" json:"kem_seed,omitempty"`        // 64 bytes
+	Capabilities  uint64                 `protobuf:"varint,3,opt,name=capabilities,proto3" json:"capabilities,omitempty"`            // as in the bundle
+	NotBefore     int64                  `protobuf:"varint,4,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"` // as in the bundle, unix seconds
+	NotAfter      int64                  `protobuf:"varint,5,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Relay         []byte                 `protobuf:"bytes,6,opt,name=relay,proto3" json:"relay,omitempty"` // transport key
+	Dies          int64                  `protobuf:"varint,7,opt,name=dies,proto3" json:"dies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolKey) Reset() {
+	*x = PoolKey{}
+	mi := &file_rows_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolKey) ProtoMessage() {}
+
+func (x *PoolKey) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolKey.ProtoReflect.Descriptor instead.
+func (*PoolKey) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PoolKey) GetX25519Seed() []byte {
+	if x != nil {
+		return x.X25519Seed
+	}
+	return nil
+}
+
+func (x *PoolKey) GetKemSeed() []byte {
+	if x != nil {
+		return x.KemSeed
+	}
+	return nil
+}
+
+func (x *PoolKey) GetCapabilities() uint64 {
+	if x != nil {
+		return x.Capabilities
+	}
+	return 0
+}
+
+func (x *PoolKey) GetNotBefore() int64 {
+	if x != nil {
+		return x.NotBefore
+	}
+	return 0
+}
+
+func (x *PoolKey) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
+func (x *PoolKey) GetRelay() []byte {
+	if x != nil {
+		return x.Relay
+	}
+	return nil
+}
+
+func (x *PoolKey) GetDies() int64 {
+	if x != nil {
+		return x.Dies
+	}
+	return 0
+}
+
+// UsedKey remembers whose handshake used a key of a pool; the key is the ID of
+// the bundle.
+type UsedKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Relay         []byte                 `protobuf:"bytes,1,opt,name=relay,proto3" json:"relay,omitempty"` // transport key
+	Account       []byte                 `protobuf:"bytes,2,opt,name=account,proto3" json:"account,omitempty"`
+	Handshake     []byte                 `protobuf:"bytes,3,opt,name=handshake,proto3" json:"handshake,omitempty"` // prekey.HandshakeID
+	Dies          int64                  `protobuf:"varint,4,opt,name=dies,proto3" json:"dies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsedKey) Reset() {
+	*x = UsedKey{}
+	mi := &file_rows_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsedKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsedKey) ProtoMessage() {}
+
+func (x *UsedKey) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsedKey.ProtoReflect.Descriptor instead.
+func (*UsedKey) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *UsedKey) GetRelay() []byte {
+	if x != nil {
+		return x.Relay
+	}
+	return nil
+}
+
+func (x *UsedKey) GetAccount() []byte {
+	if x != nil {
+		return x.Account
+	}
+	return nil
+}
+
+func (x *UsedKey) GetHandshake() []byte {
+	if x != nil {
+		return x.Handshake
+	}
+	return nil
+}
+
+func (x *UsedKey) GetDies() int64 {
+	if x != nil {
+		return x.Dies
+	}
+	return 0
+}
+
 // Handshake remembers a transcript for as long as it could be replayed.
 type Handshake struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -348,7 +576,7 @@ type Handshake struct {
 
 func (x *Handshake) Reset() {
 	*x = Handshake{}
-	mi := &file_rows_proto_msgTypes[2]
+	mi := &file_rows_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -360,7 +588,7 @@ func (x *Handshake) String() string {
 func (*Handshake) ProtoMessage() {}
 
 func (x *Handshake) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[2]
+	mi := &file_rows_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -373,7 +601,7 @@ func (x *Handshake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Handshake.ProtoReflect.Descriptor instead.
 func (*Handshake) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{2}
+	return file_rows_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Handshake) GetSession() []byte {
@@ -418,7 +646,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_rows_proto_msgTypes[3]
+	mi := &file_rows_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -430,7 +658,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[3]
+	mi := &file_rows_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -443,7 +671,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{3}
+	return file_rows_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Session) GetAccount() []byte {
@@ -541,7 +769,7 @@ type Skipped struct {
 
 func (x *Skipped) Reset() {
 	*x = Skipped{}
-	mi := &file_rows_proto_msgTypes[4]
+	mi := &file_rows_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +781,7 @@ func (x *Skipped) String() string {
 func (*Skipped) ProtoMessage() {}
 
 func (x *Skipped) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[4]
+	mi := &file_rows_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +794,7 @@ func (x *Skipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Skipped.ProtoReflect.Descriptor instead.
 func (*Skipped) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{4}
+	return file_rows_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Skipped) GetKey() []byte {
@@ -616,13 +844,15 @@ type Contact struct {
 	Suspected        int64                  `protobuf:"varint,30,opt,name=suspected,proto3" json:"suspected,omitempty"`                                // last time we renewed a session because they kept dropping
 	Hints            []*Endpoint            `protobuf:"bytes,28,rep,name=hints,proto3" json:"hints,omitempty"`                                         // of the link: nodes that can serve their record
 	OwnName          bool                   `protobuf:"varint,29,opt,name=own_name,json=ownName,proto3" json:"own_name,omitempty"`                     // the user chose the name: their profile does not change it
+	Mail             []byte                 `protobuf:"bytes,31,opt,name=mail,proto3" json:"mail,omitempty"`                                           // wire.Mail of their profile: queues for this user alone, and sealing keys
+	Boxes            []byte                 `protobuf:"bytes,32,opt,name=boxes,proto3" json:"boxes,omitempty"`                                         // wire.Mail of their newest record: contact boxes, and sealing keys
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Contact) Reset() {
 	*x = Contact{}
-	mi := &file_rows_proto_msgTypes[5]
+	mi := &file_rows_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +864,7 @@ func (x *Contact) String() string {
 func (*Contact) ProtoMessage() {}
 
 func (x *Contact) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[5]
+	mi := &file_rows_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +877,7 @@ func (x *Contact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Contact.ProtoReflect.Descriptor instead.
 func (*Contact) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{5}
+	return file_rows_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Contact) GetAccount() []byte {
@@ -860,6 +1090,20 @@ func (x *Contact) GetOwnName() bool {
 	return false
 }
 
+func (x *Contact) GetMail() []byte {
+	if x != nil {
+		return x.Mail
+	}
+	return nil
+}
+
+func (x *Contact) GetBoxes() []byte {
+	if x != nil {
+		return x.Boxes
+	}
+	return nil
+}
+
 // Endpoint is a transport key and where it was last reachable.
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -871,7 +1115,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_rows_proto_msgTypes[6]
+	mi := &file_rows_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1127,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[6]
+	mi := &file_rows_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1140,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{6}
+	return file_rows_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Endpoint) GetTransportKey() []byte {
@@ -930,7 +1174,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_rows_proto_msgTypes[7]
+	mi := &file_rows_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1186,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[7]
+	mi := &file_rows_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1199,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{7}
+	return file_rows_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Invite) GetId() []byte {
@@ -1028,13 +1272,15 @@ type Outgoing struct {
 	Expires       int64                  `protobuf:"varint,9,opt,name=expires,proto3" json:"expires,omitempty"`
 	Control       bool                   `protobuf:"varint,10,opt,name=control,proto3" json:"control,omitempty"` // no history row: receipts, news
 	Dropped       uint32                 `protobuf:"varint,11,opt,name=dropped,proto3" json:"dropped,omitempty"` // times the peer answered DROPPED to this envelope
+	Receipt       bool                   `protobuf:"varint,13,opt,name=receipt,proto3" json:"receipt,omitempty"` // a receipt: its duty ends where it is stored
+	Copies        []*Copy                `protobuf:"bytes,14,rep,name=copies,proto3" json:"copies,omitempty"`    // of the envelope, at relays; gone with it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Outgoing) Reset() {
 	*x = Outgoing{}
-	mi := &file_rows_proto_msgTypes[8]
+	mi := &file_rows_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1292,7 @@ func (x *Outgoing) String() string {
 func (*Outgoing) ProtoMessage() {}
 
 func (x *Outgoing) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[8]
+	mi := &file_rows_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1305,7 @@ func (x *Outgoing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outgoing.ProtoReflect.Descriptor instead.
 func (*Outgoing) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{8}
+	return file_rows_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Outgoing) GetId() []byte {
@@ -1139,6 +1385,152 @@ func (x *Outgoing) GetDropped() uint32 {
 	return 0
 }
 
+func (x *Outgoing) GetReceipt() bool {
+	if x != nil {
+		return x.Receipt
+	}
+	return false
+}
+
+func (x *Outgoing) GetCopies() []*Copy {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+// Copy is an envelope that a relay keeps for its recipient. Its times are unix
+// seconds.
+type Copy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Relay         []byte                 `protobuf:"bytes,1,opt,name=relay,proto3" json:"relay,omitempty"`     // transport key
+	Store         []byte                 `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`     // store ID, 16 bytes
+	Queue         []byte                 `protobuf:"bytes,3,opt,name=queue,proto3" json:"queue,omitempty"`     // 32 bytes
+	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`    // when the relay deletes it
+	Stored        int64                  `protobuf:"varint,5,opt,name=stored,proto3" json:"stored,omitempty"`  // by the relay's clock
+	Receipt       []byte                 `protobuf:"bytes,6,opt,name=receipt,proto3" json:"receipt,omitempty"` // wire.RelayReceipt: evidence of the relay's promise
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Copy) Reset() {
+	*x = Copy{}
+	mi := &file_rows_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Copy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Copy) ProtoMessage() {}
+
+func (x *Copy) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Copy.ProtoReflect.Descriptor instead.
+func (*Copy) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Copy) GetRelay() []byte {
+	if x != nil {
+		return x.Relay
+	}
+	return nil
+}
+
+func (x *Copy) GetStore() []byte {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *Copy) GetQueue() []byte {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
+func (x *Copy) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+func (x *Copy) GetStored() int64 {
+	if x != nil {
+		return x.Stored
+	}
+	return 0
+}
+
+func (x *Copy) GetReceipt() []byte {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+// Owed marks a content that came through a relay and whose sender is owed a
+// receipt; the key is (account, id).
+type Owed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dies          int64                  `protobuf:"varint,1,opt,name=dies,proto3" json:"dies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Owed) Reset() {
+	*x = Owed{}
+	mi := &file_rows_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Owed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Owed) ProtoMessage() {}
+
+func (x *Owed) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Owed.ProtoReflect.Descriptor instead.
+func (*Owed) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Owed) GetDies() int64 {
+	if x != nil {
+		return x.Dies
+	}
+	return 0
+}
+
 // Unacknowledged is the send log: envelope hash → outgoing.
 type Unacknowledged struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1150,7 +1542,7 @@ type Unacknowledged struct {
 
 func (x *Unacknowledged) Reset() {
 	*x = Unacknowledged{}
-	mi := &file_rows_proto_msgTypes[9]
+	mi := &file_rows_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1554,7 @@ func (x *Unacknowledged) String() string {
 func (*Unacknowledged) ProtoMessage() {}
 
 func (x *Unacknowledged) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[9]
+	mi := &file_rows_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1567,7 @@ func (x *Unacknowledged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unacknowledged.ProtoReflect.Descriptor instead.
 func (*Unacknowledged) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{9}
+	return file_rows_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Unacknowledged) GetAccount() []byte {
@@ -1204,13 +1596,16 @@ type Entry struct {
 	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	Expires       int64                  `protobuf:"varint,8,opt,name=expires,proto3" json:"expires,omitempty"`
 	Notice        bool                   `protobuf:"varint,9,opt,name=notice,proto3" json:"notice,omitempty"`
+	Copies        uint32                 `protobuf:"varint,10,opt,name=copies,proto3" json:"copies,omitempty"` // with STORED: relays that have it,
+	Relays        uint32                 `protobuf:"varint,11,opt,name=relays,proto3" json:"relays,omitempty"` // relays that its recipient has, as far as known,
+	Until         int64                  `protobuf:"varint,12,opt,name=until,proto3" json:"until,omitempty"`   // and when the last copy ends
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_rows_proto_msgTypes[10]
+	mi := &file_rows_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1617,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[10]
+	mi := &file_rows_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1630,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{10}
+	return file_rows_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Entry) GetId() []byte {
@@ -1301,6 +1696,27 @@ func (x *Entry) GetNotice() bool {
 	return false
 }
 
+func (x *Entry) GetCopies() uint32 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+func (x *Entry) GetRelays() uint32 {
+	if x != nil {
+		return x.Relays
+	}
+	return 0
+}
+
+func (x *Entry) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 // EntryRef finds an entry by content ID.
 type EntryRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1312,7 +1728,7 @@ type EntryRef struct {
 
 func (x *EntryRef) Reset() {
 	*x = EntryRef{}
-	mi := &file_rows_proto_msgTypes[11]
+	mi := &file_rows_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1740,7 @@ func (x *EntryRef) String() string {
 func (*EntryRef) ProtoMessage() {}
 
 func (x *EntryRef) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[11]
+	mi := &file_rows_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1753,7 @@ func (x *EntryRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryRef.ProtoReflect.Descriptor instead.
 func (*EntryRef) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{11}
+	return file_rows_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EntryRef) GetAccount() []byte {
@@ -1354,7 +1770,8 @@ func (x *EntryRef) GetOrder() uint64 {
 	return 0
 }
 
-// Seen marks a content ID of a sender as shown; the key is (account, id).
+// Seen marks what came before: a content ID of a sender as shown, the key is
+// (account, id); or a sealed envelope, the key is its hash.
 type Seen struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Dies          int64                  `protobuf:"varint,1,opt,name=dies,proto3" json:"dies,omitempty"`
@@ -1364,7 +1781,7 @@ type Seen struct {
 
 func (x *Seen) Reset() {
 	*x = Seen{}
-	mi := &file_rows_proto_msgTypes[12]
+	mi := &file_rows_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1793,7 @@ func (x *Seen) String() string {
 func (*Seen) ProtoMessage() {}
 
 func (x *Seen) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[12]
+	mi := &file_rows_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1806,7 @@ func (x *Seen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seen.ProtoReflect.Descriptor instead.
 func (*Seen) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{12}
+	return file_rows_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Seen) GetDies() int64 {
@@ -1405,13 +1822,15 @@ type Received struct {
 	Ack           []byte                 `protobuf:"bytes,1,opt,name=ack,proto3" json:"ack,omitempty"` // given as long as the sender is accepted
 	Dies          int64                  `protobuf:"varint,2,opt,name=dies,proto3" json:"dies,omitempty"`
 	Account       []byte                 `protobuf:"bytes,3,opt,name=account,proto3" json:"account,omitempty"`
+	Id            []byte                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`      // of the content, if its sender can be owed a receipt
+	Owed          int64                  `protobuf:"varint,5,opt,name=owed,proto3" json:"owed,omitempty"` // when a receipt was owed last, or 0
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Received) Reset() {
 	*x = Received{}
-	mi := &file_rows_proto_msgTypes[13]
+	mi := &file_rows_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1842,7 @@ func (x *Received) String() string {
 func (*Received) ProtoMessage() {}
 
 func (x *Received) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[13]
+	mi := &file_rows_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1855,7 @@ func (x *Received) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Received.ProtoReflect.Descriptor instead.
 func (*Received) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{13}
+	return file_rows_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Received) GetAck() []byte {
@@ -1460,6 +1879,20 @@ func (x *Received) GetAccount() []byte {
 	return nil
 }
 
+func (x *Received) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Received) GetOwed() int64 {
+	if x != nil {
+		return x.Owed
+	}
+	return 0
+}
+
 // Event is a line of the journal; the key is its number.
 type Event struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1477,7 +1910,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_rows_proto_msgTypes[14]
+	mi := &file_rows_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1922,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[14]
+	mi := &file_rows_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1935,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{14}
+	return file_rows_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Event) GetType() string {
@@ -1573,7 +2006,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_rows_proto_msgTypes[15]
+	mi := &file_rows_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +2018,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[15]
+	mi := &file_rows_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +2031,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{15}
+	return file_rows_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Peer) GetTransportKey() []byte {
@@ -1632,7 +2065,7 @@ type Blob struct {
 
 func (x *Blob) Reset() {
 	*x = Blob{}
-	mi := &file_rows_proto_msgTypes[16]
+	mi := &file_rows_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1644,7 +2077,7 @@ func (x *Blob) String() string {
 func (*Blob) ProtoMessage() {}
 
 func (x *Blob) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[16]
+	mi := &file_rows_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1657,7 +2090,7 @@ func (x *Blob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blob.ProtoReflect.Descriptor instead.
 func (*Blob) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{16}
+	return file_rows_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Blob) GetData() []byte {
@@ -1665,6 +2098,294 @@ func (x *Blob) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+// OwnRelay is a relay that this user names; the key is its transport key.
+type OwnRelay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addrs         [][]byte               `protobuf:"bytes,1,rep,name=addrs,proto3" json:"addrs,omitempty"`         // binary multiaddrs
+	Admission     []byte                 `protobuf:"bytes,2,opt,name=admission,proto3" json:"admission,omitempty"` // token of the link, 16 bytes, or empty
+	Added         int64                  `protobuf:"varint,3,opt,name=added,proto3" json:"added,omitempty"`
+	Leaving       int64                  `protobuf:"varint,4,opt,name=leaving,proto3" json:"leaving,omitempty"`                // since when nobody is told of it any more, or 0
+	Store         []byte                 `protobuf:"bytes,5,opt,name=store,proto3" json:"store,omitempty"`                     // store ID with which queues were made, 16 bytes
+	Draining      int64                  `protobuf:"varint,6,opt,name=draining,proto3" json:"draining,omitempty"`              // unix seconds at which it says that it stops, or 0
+	Repeats       bool                   `protobuf:"varint,7,opt,name=repeats,proto3" json:"repeats,omitempty"`                // it gave a one-time key out twice
+	Records       []byte                 `protobuf:"bytes,8,opt,name=records,proto3" json:"records,omitempty"`                 // what the records given to it say, hashed
+	KeysPut       int64                  `protobuf:"varint,9,opt,name=keys_put,json=keysPut,proto3" json:"keys_put,omitempty"` // last time one-time keys were put
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnRelay) Reset() {
+	*x = OwnRelay{}
+	mi := &file_rows_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnRelay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnRelay) ProtoMessage() {}
+
+func (x *OwnRelay) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnRelay.ProtoReflect.Descriptor instead.
+func (*OwnRelay) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *OwnRelay) GetAddrs() [][]byte {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
+func (x *OwnRelay) GetAdmission() []byte {
+	if x != nil {
+		return x.Admission
+	}
+	return nil
+}
+
+func (x *OwnRelay) GetAdded() int64 {
+	if x != nil {
+		return x.Added
+	}
+	return 0
+}
+
+func (x *OwnRelay) GetLeaving() int64 {
+	if x != nil {
+		return x.Leaving
+	}
+	return 0
+}
+
+func (x *OwnRelay) GetStore() []byte {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *OwnRelay) GetDraining() int64 {
+	if x != nil {
+		return x.Draining
+	}
+	return 0
+}
+
+func (x *OwnRelay) GetRepeats() bool {
+	if x != nil {
+		return x.Repeats
+	}
+	return false
+}
+
+func (x *OwnRelay) GetRecords() []byte {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+func (x *OwnRelay) GetKeysPut() int64 {
+	if x != nil {
+		return x.KeysPut
+	}
+	return 0
+}
+
+// OwnQueue is a queue of this user at a relay; the key is (relay, queue ID).
+type OwnQueue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seed          []byte                 `protobuf:"bytes,1,opt,name=seed,proto3" json:"seed,omitempty"`             // of the reader key
+	Contact       []byte                 `protobuf:"bytes,2,opt,name=contact,proto3" json:"contact,omitempty"`       // account, or empty: the contact box
+	Capability    []byte                 `protobuf:"bytes,3,opt,name=capability,proto3" json:"capability,omitempty"` // empty for the contact box
+	Expires       int64                  `protobuf:"varint,4,opt,name=expires,proto3" json:"expires,omitempty"`      // unix seconds, as the relay said; 0 until it is made
+	Over          bool                   `protobuf:"varint,5,opt,name=over,proto3" json:"over,omitempty"`            // to be dropped there, and then here
+	Tokens        []byte                 `protobuf:"bytes,6,opt,name=tokens,proto3" json:"tokens,omitempty"`         // of a contact box: what it admits, hashed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnQueue) Reset() {
+	*x = OwnQueue{}
+	mi := &file_rows_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnQueue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnQueue) ProtoMessage() {}
+
+func (x *OwnQueue) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnQueue.ProtoReflect.Descriptor instead.
+func (*OwnQueue) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *OwnQueue) GetSeed() []byte {
+	if x != nil {
+		return x.Seed
+	}
+	return nil
+}
+
+func (x *OwnQueue) GetContact() []byte {
+	if x != nil {
+		return x.Contact
+	}
+	return nil
+}
+
+func (x *OwnQueue) GetCapability() []byte {
+	if x != nil {
+		return x.Capability
+	}
+	return nil
+}
+
+func (x *OwnQueue) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *OwnQueue) GetOver() bool {
+	if x != nil {
+		return x.Over
+	}
+	return false
+}
+
+func (x *OwnQueue) GetTokens() []byte {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+// Answer is a decryption error on its way to a relay; the key is the hash of the
+// envelope that it answers.
+type Answer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Account       []byte                 `protobuf:"bytes,1,opt,name=account,proto3" json:"account,omitempty"`
+	Error         []byte                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"` // wire.DecryptionError
+	Dies          int64                  `protobuf:"varint,3,opt,name=dies,proto3" json:"dies,omitempty"`
+	Manifest      []byte                 `protobuf:"bytes,4,opt,name=manifest,proto3" json:"manifest,omitempty"` // wire.Signed of a first message's introduction, or empty
+	Mail          []byte                 `protobuf:"bytes,5,opt,name=mail,proto3" json:"mail,omitempty"`         // wire.Mail of that introduction, or empty
+	Session       []byte                 `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
+	Left          bool                   `protobuf:"varint,7,opt,name=left,proto3" json:"left,omitempty"` // at a relay: it only counts
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Answer) Reset() {
+	*x = Answer{}
+	mi := &file_rows_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Answer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Answer) ProtoMessage() {}
+
+func (x *Answer) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Answer.ProtoReflect.Descriptor instead.
+func (*Answer) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Answer) GetAccount() []byte {
+	if x != nil {
+		return x.Account
+	}
+	return nil
+}
+
+func (x *Answer) GetError() []byte {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *Answer) GetDies() int64 {
+	if x != nil {
+		return x.Dies
+	}
+	return 0
+}
+
+func (x *Answer) GetManifest() []byte {
+	if x != nil {
+		return x.Manifest
+	}
+	return nil
+}
+
+func (x *Answer) GetMail() []byte {
+	if x != nil {
+		return x.Mail
+	}
+	return nil
+}
+
+func (x *Answer) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *Answer) GetLeft() bool {
+	if x != nil {
+		return x.Left
+	}
+	return false
 }
 
 // RelayState is what a relay knows of itself; one row. Times in the rows of a
@@ -1682,7 +2403,7 @@ type RelayState struct {
 
 func (x *RelayState) Reset() {
 	*x = RelayState{}
-	mi := &file_rows_proto_msgTypes[17]
+	mi := &file_rows_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +2415,7 @@ func (x *RelayState) String() string {
 func (*RelayState) ProtoMessage() {}
 
 func (x *RelayState) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[17]
+	mi := &file_rows_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +2428,7 @@ func (x *RelayState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayState.ProtoReflect.Descriptor instead.
 func (*RelayState) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{17}
+	return file_rows_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RelayState) GetStore() []byte {
@@ -1758,13 +2479,14 @@ type RelayQueue struct {
 	Keys          uint32                 `protobuf:"varint,8,opt,name=keys,proto3" json:"keys,omitempty"`        // rows in the table of relay keys
 	Put           uint64                 `protobuf:"varint,9,opt,name=put,proto3" json:"put,omitempty"`          // one-time keys ever put, and so the order of the next
 	Records       uint32                 `protobuf:"varint,10,opt,name=records,proto3" json:"records,omitempty"` // rows in the table of relay records
+	Blobs         uint32                 `protobuf:"varint,11,opt,name=blobs,proto3" json:"blobs,omitempty"`     // chunks of all blobs in the table of relay blobs, there or not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RelayQueue) Reset() {
 	*x = RelayQueue{}
-	mi := &file_rows_proto_msgTypes[18]
+	mi := &file_rows_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +2498,7 @@ func (x *RelayQueue) String() string {
 func (*RelayQueue) ProtoMessage() {}
 
 func (x *RelayQueue) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[18]
+	mi := &file_rows_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +2511,7 @@ func (x *RelayQueue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayQueue.ProtoReflect.Descriptor instead.
 func (*RelayQueue) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{18}
+	return file_rows_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RelayQueue) GetKind() int32 {
@@ -1862,6 +2584,13 @@ func (x *RelayQueue) GetRecords() uint32 {
 	return 0
 }
 
+func (x *RelayQueue) GetBlobs() uint32 {
+	if x != nil {
+		return x.Blobs
+	}
+	return 0
+}
+
 // RelayToken is a token hash that a contact box admits, and what it was used for.
 type RelayToken struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1874,7 +2603,7 @@ type RelayToken struct {
 
 func (x *RelayToken) Reset() {
 	*x = RelayToken{}
-	mi := &file_rows_proto_msgTypes[19]
+	mi := &file_rows_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +2615,7 @@ func (x *RelayToken) String() string {
 func (*RelayToken) ProtoMessage() {}
 
 func (x *RelayToken) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[19]
+	mi := &file_rows_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +2628,7 @@ func (x *RelayToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayToken.ProtoReflect.Descriptor instead.
 func (*RelayToken) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{19}
+	return file_rows_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RelayToken) GetHash() []byte {
@@ -1934,7 +2663,7 @@ type RelayOneTime struct {
 
 func (x *RelayOneTime) Reset() {
 	*x = RelayOneTime{}
-	mi := &file_rows_proto_msgTypes[20]
+	mi := &file_rows_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2675,7 @@ func (x *RelayOneTime) String() string {
 func (*RelayOneTime) ProtoMessage() {}
 
 func (x *RelayOneTime) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[20]
+	mi := &file_rows_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2688,7 @@ func (x *RelayOneTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayOneTime.ProtoReflect.Descriptor instead.
 func (*RelayOneTime) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{20}
+	return file_rows_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RelayOneTime) GetBlob() []byte {
@@ -1988,7 +2717,7 @@ type RelayAhead struct {
 
 func (x *RelayAhead) Reset() {
 	*x = RelayAhead{}
-	mi := &file_rows_proto_msgTypes[21]
+	mi := &file_rows_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2729,7 @@ func (x *RelayAhead) String() string {
 func (*RelayAhead) ProtoMessage() {}
 
 func (x *RelayAhead) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[21]
+	mi := &file_rows_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2742,7 @@ func (x *RelayAhead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayAhead.ProtoReflect.Descriptor instead.
 func (*RelayAhead) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{21}
+	return file_rows_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RelayAhead) GetRecord() []byte {
@@ -2030,6 +2759,60 @@ func (x *RelayAhead) GetDay() uint32 {
 	return 0
 }
 
+// RelayBlob is a blob of which chunks may be there; the key is (queue, hash of the
+// handle).
+type RelayBlob struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"` // chunks of the whole
+	Expires       int64                  `protobuf:"varint,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayBlob) Reset() {
+	*x = RelayBlob{}
+	mi := &file_rows_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayBlob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayBlob) ProtoMessage() {}
+
+func (x *RelayBlob) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayBlob.ProtoReflect.Descriptor instead.
+func (*RelayBlob) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RelayBlob) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *RelayBlob) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
 // RelayAdmission is a token that lets its bearer make queues; the key is its
 // hash.
 type RelayAdmission struct {
@@ -2042,7 +2825,7 @@ type RelayAdmission struct {
 
 func (x *RelayAdmission) Reset() {
 	*x = RelayAdmission{}
-	mi := &file_rows_proto_msgTypes[22]
+	mi := &file_rows_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2837,7 @@ func (x *RelayAdmission) String() string {
 func (*RelayAdmission) ProtoMessage() {}
 
 func (x *RelayAdmission) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[22]
+	mi := &file_rows_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2850,7 @@ func (x *RelayAdmission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayAdmission.ProtoReflect.Descriptor instead.
 func (*RelayAdmission) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{22}
+	return file_rows_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RelayAdmission) GetName() string {
@@ -2110,7 +2893,27 @@ const file_rows_proto_rawDesc = "" +
 	"\bkem_seed\x18\x02 \x01(\fR\akemSeed\x12\x16\n" +
 	"\x06bundle\x18\x03 \x01(\fR\x06bundle\x12\x10\n" +
 	"\x03day\x18\x04 \x01(\rR\x03day\x12\x12\n" +
-	"\x04dies\x18\x05 \x01(\x03R\x04dies\"S\n" +
+	"\x04dies\x18\x05 \x01(\x03R\x04dies\"L\n" +
+	"\n" +
+	"SealingKey\x12\x12\n" +
+	"\x04seed\x18\x01 \x01(\fR\x04seed\x12\x16\n" +
+	"\x06signed\x18\x02 \x01(\fR\x06signed\x12\x12\n" +
+	"\x04dies\x18\x03 \x01(\x03R\x04dies\"\xcf\x01\n" +
+	"\aPoolKey\x12\x1f\n" +
+	"\vx25519_seed\x18\x01 \x01(\fR\n" +
+	"x25519Seed\x12\x19\n" +
+	"\bkem_seed\x18\x02 \x01(\fR\akemSeed\x12\"\n" +
+	"\fcapabilities\x18\x03 \x01(\x04R\fcapabilities\x12\x1d\n" +
+	"\n" +
+	"not_before\x18\x04 \x01(\x03R\tnotBefore\x12\x1b\n" +
+	"\tnot_after\x18\x05 \x01(\x03R\bnotAfter\x12\x14\n" +
+	"\x05relay\x18\x06 \x01(\fR\x05relay\x12\x12\n" +
+	"\x04dies\x18\a \x01(\x03R\x04dies\"k\n" +
+	"\aUsedKey\x12\x14\n" +
+	"\x05relay\x18\x01 \x01(\fR\x05relay\x12\x18\n" +
+	"\aaccount\x18\x02 \x01(\fR\aaccount\x12\x1c\n" +
+	"\thandshake\x18\x03 \x01(\fR\thandshake\x12\x12\n" +
+	"\x04dies\x18\x04 \x01(\x03R\x04dies\"S\n" +
 	"\tHandshake\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x18\n" +
 	"\aaccount\x18\x02 \x01(\fR\aaccount\x12\x12\n" +
@@ -2131,7 +2934,7 @@ const file_rows_proto_rawDesc = "" +
 	"\x05stale\x18\f \x01(\x03R\x05stale\"/\n" +
 	"\aSkipped\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x12\n" +
-	"\x04dies\x18\x02 \x01(\x03R\x04dies\"\xbf\b\n" +
+	"\x04dies\x18\x02 \x01(\x03R\x04dies\"\xe9\b\n" +
 	"\aContact\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -2166,7 +2969,9 @@ const file_rows_proto_rawDesc = "" +
 	"\fprofile_sent\x18\x1b \x01(\fR\vprofileSent\x12\x1c\n" +
 	"\tsuspected\x18\x1e \x01(\x03R\tsuspected\x121\n" +
 	"\x05hints\x18\x1c \x03(\v2\x1b.starling.store.v1.EndpointR\x05hints\x12\x19\n" +
-	"\bown_name\x18\x1d \x01(\bR\aownName\"w\n" +
+	"\bown_name\x18\x1d \x01(\bR\aownName\x12\x12\n" +
+	"\x04mail\x18\x1f \x01(\fR\x04mail\x12\x14\n" +
+	"\x05boxes\x18  \x01(\fR\x05boxes\"w\n" +
 	"\x05State\x12\x0f\n" +
 	"\vUNSPECIFIED\x10\x00\x12\v\n" +
 	"\aPENDING\x10\x01\x12\r\n" +
@@ -2187,7 +2992,7 @@ const file_rows_proto_rawDesc = "" +
 	"\aexpires\x18\x05 \x01(\x03R\aexpires\x12\x18\n" +
 	"\arevoked\x18\x06 \x01(\bR\arevoked\x12\x17\n" +
 	"\aused_by\x18\a \x01(\fR\x06usedBy\x12\x12\n" +
-	"\x04link\x18\b \x01(\tR\x04link\"\x9a\x02\n" +
+	"\x04link\x18\b \x01(\tR\x04link\"\xe5\x02\n" +
 	"\bOutgoing\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\x12\x1a\n" +
@@ -2200,10 +3005,21 @@ const file_rows_proto_rawDesc = "" +
 	"\aexpires\x18\t \x01(\x03R\aexpires\x12\x18\n" +
 	"\acontrol\x18\n" +
 	" \x01(\bR\acontrol\x12\x18\n" +
-	"\adropped\x18\v \x01(\rR\adroppedJ\x04\b\f\x10\r\"@\n" +
+	"\adropped\x18\v \x01(\rR\adropped\x12\x18\n" +
+	"\areceipt\x18\r \x01(\bR\areceipt\x12/\n" +
+	"\x06copies\x18\x0e \x03(\v2\x17.starling.store.v1.CopyR\x06copiesJ\x04\b\f\x10\r\"\x90\x01\n" +
+	"\x04Copy\x12\x14\n" +
+	"\x05relay\x18\x01 \x01(\fR\x05relay\x12\x14\n" +
+	"\x05store\x18\x02 \x01(\fR\x05store\x12\x14\n" +
+	"\x05queue\x18\x03 \x01(\fR\x05queue\x12\x14\n" +
+	"\x05until\x18\x04 \x01(\x03R\x05until\x12\x16\n" +
+	"\x06stored\x18\x05 \x01(\x03R\x06stored\x12\x18\n" +
+	"\areceipt\x18\x06 \x01(\fR\areceipt\"\x1a\n" +
+	"\x04Owed\x12\x12\n" +
+	"\x04dies\x18\x01 \x01(\x03R\x04dies\"@\n" +
 	"\x0eUnacknowledged\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x14\n" +
-	"\x05order\x18\x02 \x01(\x04R\x05order\"\xd4\x02\n" +
+	"\x05order\x18\x02 \x01(\x04R\x05order\"\x9a\x03\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\fR\x04from\x12\x12\n" +
@@ -2213,7 +3029,11 @@ const file_rows_proto_rawDesc = "" +
 	"\breceived\x18\x06 \x01(\x03R\breceived\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x18\n" +
 	"\aexpires\x18\b \x01(\x03R\aexpires\x12\x16\n" +
-	"\x06notice\x18\t \x01(\bR\x06notice\"c\n" +
+	"\x06notice\x18\t \x01(\bR\x06notice\x12\x16\n" +
+	"\x06copies\x18\n" +
+	" \x01(\rR\x06copies\x12\x16\n" +
+	"\x06relays\x18\v \x01(\rR\x06relays\x12\x14\n" +
+	"\x05until\x18\f \x01(\x03R\x05until\"c\n" +
 	"\x05State\x12\x0f\n" +
 	"\vUNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -2229,11 +3049,13 @@ const file_rows_proto_rawDesc = "" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x14\n" +
 	"\x05order\x18\x02 \x01(\x04R\x05order\"\x1a\n" +
 	"\x04Seen\x12\x12\n" +
-	"\x04dies\x18\x01 \x01(\x03R\x04dies\"J\n" +
+	"\x04dies\x18\x01 \x01(\x03R\x04dies\"n\n" +
 	"\bReceived\x12\x10\n" +
 	"\x03ack\x18\x01 \x01(\fR\x03ack\x12\x12\n" +
 	"\x04dies\x18\x02 \x01(\x03R\x04dies\x12\x18\n" +
-	"\aaccount\x18\x03 \x01(\fR\aaccount\"\xab\x01\n" +
+	"\aaccount\x18\x03 \x01(\fR\aaccount\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\fR\x02id\x12\x12\n" +
+	"\x04owed\x18\x05 \x01(\x03R\x04owed\"\xab\x01\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x03R\x04time\x12\x18\n" +
@@ -2248,14 +3070,41 @@ const file_rows_proto_rawDesc = "" +
 	"\x05addrs\x18\x02 \x03(\fR\x05addrs\x12\x12\n" +
 	"\x04seen\x18\x03 \x01(\x03R\x04seen\"\x1a\n" +
 	"\x04Blob\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\x86\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xef\x01\n" +
+	"\bOwnRelay\x12\x14\n" +
+	"\x05addrs\x18\x01 \x03(\fR\x05addrs\x12\x1c\n" +
+	"\tadmission\x18\x02 \x01(\fR\tadmission\x12\x14\n" +
+	"\x05added\x18\x03 \x01(\x03R\x05added\x12\x18\n" +
+	"\aleaving\x18\x04 \x01(\x03R\aleaving\x12\x14\n" +
+	"\x05store\x18\x05 \x01(\fR\x05store\x12\x1a\n" +
+	"\bdraining\x18\x06 \x01(\x03R\bdraining\x12\x18\n" +
+	"\arepeats\x18\a \x01(\bR\arepeats\x12\x18\n" +
+	"\arecords\x18\b \x01(\fR\arecords\x12\x19\n" +
+	"\bkeys_put\x18\t \x01(\x03R\akeysPut\"\x9e\x01\n" +
+	"\bOwnQueue\x12\x12\n" +
+	"\x04seed\x18\x01 \x01(\fR\x04seed\x12\x18\n" +
+	"\acontact\x18\x02 \x01(\fR\acontact\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x03 \x01(\fR\n" +
+	"capability\x12\x18\n" +
+	"\aexpires\x18\x04 \x01(\x03R\aexpires\x12\x12\n" +
+	"\x04over\x18\x05 \x01(\bR\x04over\x12\x16\n" +
+	"\x06tokens\x18\x06 \x01(\fR\x06tokens\"\xaa\x01\n" +
+	"\x06Answer\x12\x18\n" +
+	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\fR\x05error\x12\x12\n" +
+	"\x04dies\x18\x03 \x01(\x03R\x04dies\x12\x1a\n" +
+	"\bmanifest\x18\x04 \x01(\fR\bmanifest\x12\x12\n" +
+	"\x04mail\x18\x05 \x01(\fR\x04mail\x12\x18\n" +
+	"\asession\x18\x06 \x01(\fR\asession\x12\x12\n" +
+	"\x04left\x18\a \x01(\bR\x04left\"\x86\x01\n" +
 	"\n" +
 	"RelayState\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\fR\x05store\x12\x16\n" +
 	"\x06blocks\x18\x02 \x01(\fR\x06blocks\x12\x1a\n" +
 	"\bdraining\x18\x03 \x01(\x03R\bdraining\x12\x14\n" +
 	"\x05month\x18\x04 \x01(\rR\x05month\x12\x18\n" +
-	"\atraffic\x18\x05 \x01(\x04R\atraffic\"\x93\x02\n" +
+	"\atraffic\x18\x05 \x01(\x04R\atraffic\"\xa9\x02\n" +
 	"\n" +
 	"RelayQueue\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\x05R\x04kind\x12\x1e\n" +
@@ -2270,7 +3119,8 @@ const file_rows_proto_rawDesc = "" +
 	"\x04keys\x18\b \x01(\rR\x04keys\x12\x10\n" +
 	"\x03put\x18\t \x01(\x04R\x03put\x12\x18\n" +
 	"\arecords\x18\n" +
-	" \x01(\rR\arecords\"P\n" +
+	" \x01(\rR\arecords\x12\x14\n" +
+	"\x05blobs\x18\v \x01(\rR\x05blobs\"P\n" +
 	"\n" +
 	"RelayToken\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x1a\n" +
@@ -2282,7 +3132,10 @@ const file_rows_proto_rawDesc = "" +
 	"\n" +
 	"RelayAhead\x12\x16\n" +
 	"\x06record\x18\x01 \x01(\fR\x06record\x12\x10\n" +
-	"\x03day\x18\x02 \x01(\rR\x03day\">\n" +
+	"\x03day\x18\x02 \x01(\rR\x03day\";\n" +
+	"\tRelayBlob\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\rR\x05count\x12\x18\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\">\n" +
 	"\x0eRelayAdmission\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\x03R\acreatedB\x15Z\x13starling/node/storeb\x06proto3"
@@ -2300,46 +3153,56 @@ func file_rows_proto_rawDescGZIP() []byte {
 }
 
 var file_rows_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_rows_proto_goTypes = []any{
 	(Contact_State)(0),     // 0: starling.store.v1.Contact.State
 	(Entry_State)(0),       // 1: starling.store.v1.Entry.State
 	(*Self)(nil),           // 2: starling.store.v1.Self
 	(*PreKey)(nil),         // 3: starling.store.v1.PreKey
-	(*Handshake)(nil),      // 4: starling.store.v1.Handshake
-	(*Session)(nil),        // 5: starling.store.v1.Session
-	(*Skipped)(nil),        // 6: starling.store.v1.Skipped
-	(*Contact)(nil),        // 7: starling.store.v1.Contact
-	(*Endpoint)(nil),       // 8: starling.store.v1.Endpoint
-	(*Invite)(nil),         // 9: starling.store.v1.Invite
-	(*Outgoing)(nil),       // 10: starling.store.v1.Outgoing
-	(*Unacknowledged)(nil), // 11: starling.store.v1.Unacknowledged
-	(*Entry)(nil),          // 12: starling.store.v1.Entry
-	(*EntryRef)(nil),       // 13: starling.store.v1.EntryRef
-	(*Seen)(nil),           // 14: starling.store.v1.Seen
-	(*Received)(nil),       // 15: starling.store.v1.Received
-	(*Event)(nil),          // 16: starling.store.v1.Event
-	(*Peer)(nil),           // 17: starling.store.v1.Peer
-	(*Blob)(nil),           // 18: starling.store.v1.Blob
-	(*RelayState)(nil),     // 19: starling.store.v1.RelayState
-	(*RelayQueue)(nil),     // 20: starling.store.v1.RelayQueue
-	(*RelayToken)(nil),     // 21: starling.store.v1.RelayToken
-	(*RelayOneTime)(nil),   // 22: starling.store.v1.RelayOneTime
-	(*RelayAhead)(nil),     // 23: starling.store.v1.RelayAhead
-	(*RelayAdmission)(nil), // 24: starling.store.v1.RelayAdmission
+	(*SealingKey)(nil),     // 4: starling.store.v1.SealingKey
+	(*PoolKey)(nil),        // 5: starling.store.v1.PoolKey
+	(*UsedKey)(nil),        // 6: starling.store.v1.UsedKey
+	(*Handshake)(nil),      // 7: starling.store.v1.Handshake
+	(*Session)(nil),        // 8: starling.store.v1.Session
+	(*Skipped)(nil),        // 9: starling.store.v1.Skipped
+	(*Contact)(nil),        // 10: starling.store.v1.Contact
+	(*Endpoint)(nil),       // 11: starling.store.v1.Endpoint
+	(*Invite)(nil),         // 12: starling.store.v1.Invite
+	(*Outgoing)(nil),       // 13: starling.store.v1.Outgoing
+	(*Copy)(nil),           // 14: starling.store.v1.Copy
+	(*Owed)(nil),           // 15: starling.store.v1.Owed
+	(*Unacknowledged)(nil), // 16: starling.store.v1.Unacknowledged
+	(*Entry)(nil),          // 17: starling.store.v1.Entry
+	(*EntryRef)(nil),       // 18: starling.store.v1.EntryRef
+	(*Seen)(nil),           // 19: starling.store.v1.Seen
+	(*Received)(nil),       // 20: starling.store.v1.Received
+	(*Event)(nil),          // 21: starling.store.v1.Event
+	(*Peer)(nil),           // 22: starling.store.v1.Peer
+	(*Blob)(nil),           // 23: starling.store.v1.Blob
+	(*OwnRelay)(nil),       // 24: starling.store.v1.OwnRelay
+	(*OwnQueue)(nil),       // 25: starling.store.v1.OwnQueue
+	(*Answer)(nil),         // 26: starling.store.v1.Answer
+	(*RelayState)(nil),     // 27: starling.store.v1.RelayState
+	(*RelayQueue)(nil),     // 28: starling.store.v1.RelayQueue
+	(*RelayToken)(nil),     // 29: starling.store.v1.RelayToken
+	(*RelayOneTime)(nil),   // 30: starling.store.v1.RelayOneTime
+	(*RelayAhead)(nil),     // 31: starling.store.v1.RelayAhead
+	(*RelayBlob)(nil),      // 32: starling.store.v1.RelayBlob
+	(*RelayAdmission)(nil), // 33: starling.store.v1.RelayAdmission
 }
 var file_rows_proto_depIdxs = []int32{
 	0,  // 0: starling.store.v1.Contact.state:type_name -> starling.store.v1.Contact.State
-	8,  // 1: starling.store.v1.Contact.endpoints:type_name -> starling.store.v1.Endpoint
+	11, // 1: starling.store.v1.Contact.endpoints:type_name -> starling.store.v1.Endpoint
 	0,  // 2: starling.store.v1.Contact.before:type_name -> starling.store.v1.Contact.State
-	8,  // 3: starling.store.v1.Contact.hints:type_name -> starling.store.v1.Endpoint
-	1,  // 4: starling.store.v1.Entry.state:type_name -> starling.store.v1.Entry.State
-	21, // 5: starling.store.v1.RelayQueue.tokens:type_name -> starling.store.v1.RelayToken
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	11, // 3: starling.store.v1.Contact.hints:type_name -> starling.store.v1.Endpoint
+	14, // 4: starling.store.v1.Outgoing.copies:type_name -> starling.store.v1.Copy
+	1,  // 5: starling.store.v1.Entry.state:type_name -> starling.store.v1.Entry.State
+	29, // 6: starling.store.v1.RelayQueue.tokens:type_name -> starling.store.v1.RelayToken
+	7,  // [7:7] is the sub-list for method output_type
+	7,  // [7:7] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_rows_proto_init() }
@@ -2353,7 +3216,7 @@ func file_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rows_proto_rawDesc), len(file_rows_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -840,6 +840,23 @@ func TestFailedCommitKeepsNothing(t *testing.T) {
 	}
 }
 
+// ids returns the rows of a table, by the one byte of their keys that is not 0.
+func ids[T any, P message[T]](t *testing.T, db *DB, table Table[T, P]) (ids []byte) {
+	t.Helper()
+	if err := db.View(func(tx *Tx) error {
+		for r, err := range table.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			ids = append(ids, bytes.Trim(r.Key, "\x00")...)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
 // TestSweep lets rows die in virtual time, with what hangs on them: by the wall
 // clock that the database was given, which is wrong.
 func TestSweep(t *testing.T) {
@@ -874,6 +891,14 @@ func TestSweep(t *testing.T) {
 				return errors.Join(
 					PreKeys.Put(tx, PreKeyKey([16]byte{1}), &PreKey{Dies: in(10 * time.Minute)}),
 					PreKeys.Put(tx, PreKeyKey([16]byte{2}), &PreKey{}),
+					SealingKeys.Put(tx, SealingKeyKey(1), &SealingKey{Dies: in(time.Hour)}),
+					SealingKeys.Put(tx, SealingKeyKey(2), &SealingKey{}), // no successor yet
+					SeenSealed.Put(tx, SeenSealedKey([32]byte{1}), &Seen{Dies: in(time.Hour)}),
+					SeenSealed.Put(tx, SeenSealedKey([32]byte{2}), &Seen{Dies: in(9999 * time.Hour)}),
+					PoolKeys.Put(tx, PoolKeyKey([16]byte{1}), &PoolKey{Dies: in(time.Hour)}),
+					PoolKeys.Put(tx, PoolKeyKey([16]byte{2}), &PoolKey{Dies: in(9999 * time.Hour)}),
+					UsedOneTime.Put(tx, PoolKeyKey([16]byte{1}), &UsedKey{Dies: in(time.Hour)}),
+					UsedOneTime.Put(tx, PoolKeyKey([16]byte{2}), &UsedKey{Dies: in(9999 * time.Hour)}),
 					Sessions.Put(tx, keyOf(live), &Session{Skipped: 10}),
 					Sessions.Put(tx, keyOf(dead), &Session{Skipped: 10, Archived: start.UnixMilli()}),
 					SessionOwners.Put(tx, SessionOwnerKey(live), &Blob{Data: keyOf(live)}),
@@ -915,6 +940,14 @@ func TestSweep(t *testing.T) {
 			want(9*time.Minute, 2, 3*sweepChunk, 2, 2, 20)
 			want(12*time.Minute, 1, 3*sweepChunk, 2, 2, 20)
 			want(3*time.Hour, 1, 3*sweepChunk/2, 2, 2, 16)
+			for name, left := range map[string][]byte{
+				"sealing keys": ids(t, db, SealingKeys), "sealed envelopes": ids(t, db, SeenSealed),
+				"keys of pools": ids(t, db, PoolKeys), "used keys": ids(t, db, UsedOneTime),
+			} {
+				if string(left) != "\x02" {
+					t.Errorf("%s: %v are left, want the second", name, left)
+				}
+			}
 			if err := db.View(func(tx *Tx) error {
 				s, err := Sessions.Get(tx, keyOf(live))
 				if err == nil && (s.Skipped != 6 || s.Forgotten != 4) {

@@ -87,6 +87,46 @@ var (
 	Bootstrap = newTable[Peer](table{id: 0x13, name: "bootstrap", size: 32})
 	// Meta holds what is one of a kind; the key is [MetaKey].
 	Meta = newTable[Blob](table{id: 0x14, name: "meta", size: -1})
+	// OwnRelays holds the relays that this user names; the key is [PeerKey].
+	OwnRelays = newTable[OwnRelay](table{id: 0x1d, name: "own relays", size: 32})
+	// OwnQueues holds this user's queues at relays; the key is [OwnQueueKey].
+	OwnQueues = newTable[OwnQueue](table{id: 0x1e, name: "own queues", size: 64})
+	// Answers holds decryption errors for relays to carry; the key is
+	// [UnackedKey].
+	Answers = newTable[Answer](table{
+		id: 0x1f, name: "answers", size: 32,
+		pause: time.Hour, dies: dies(func(r *Answer) int64 { return r.Dies }),
+	})
+	// OwedReceipts holds content IDs whose sender is owed a receipt; the key is
+	// [OwedKey].
+	OwedReceipts = newTable[Owed](table{
+		id: 0x1c, name: "owed receipts", size: 48, busy: true,
+		pause: time.Hour, dies: dies(func(r *Owed) int64 { return r.Dies }),
+	})
+
+	// SealingKeys holds private halves of sealing keys; the key is
+	// [SealingKeyKey]. Secret. Few rows, scanned for every sealed envelope.
+	SealingKeys = newTable[SealingKey](table{
+		id: 0x15, name: "sealing keys", size: 4, secret: true, busy: true,
+		pause: time.Hour, dies: dies(func(r *SealingKey) int64 { return r.Dies }),
+	})
+	// SeenSealed holds sealed envelopes that opened; the key is
+	// [SeenSealedKey].
+	SeenSealed = newTable[Seen](table{
+		id: 0x16, name: "seen sealed", size: 32,
+		pause: time.Hour, dies: dies(func(r *Seen) int64 { return r.Dies }),
+	})
+	// PoolKeys holds private halves of one-time bundles for the pools at relays;
+	// the key is [PoolKeyKey]. Secret.
+	PoolKeys = newTable[PoolKey](table{
+		id: 0x17, name: "pool keys", size: 16, secret: true,
+		pause: time.Hour, dies: dies(func(r *PoolKey) int64 { return r.Dies }),
+	})
+	// UsedOneTime holds which keys of pools were used; the key is [PoolKeyKey].
+	UsedOneTime = newTable[UsedKey](table{
+		id: 0x18, name: "used one-time keys", size: 16,
+		pause: time.Hour, dies: dies(func(r *UsedKey) int64 { return r.Dies }),
+	})
 
 	// RelayStates holds what a relay knows of itself; the key is
 	// [RelayStateKey].
@@ -101,14 +141,16 @@ var (
 	// RelayAdmissions holds who may make queues; the key is
 	// [RelayAdmissionKey].
 	RelayAdmissions = newTable[RelayAdmission](table{id: 0x24, name: "relay admissions", size: 32})
+	// RelayBlobs holds what blobs there are; the key is [RelayBlobKey].
+	RelayBlobs = newTable[RelayBlob](table{id: 0x25, name: "relay blobs", size: 64})
 )
 
 // all is every table, in the order of their IDs.
 var all = []*table{
 	internal.t, Selves.t, PreKeys.t, Handshakes.t, Contacts.t, Names.t, Invites.t, Sessions.t, SessionOwners.t,
 	SkippedKeys.t, Outbox.t, Unacked.t, History.t, Messages.t, SeenIDs.t, ReceivedEnvelopes.t, Journal.t, Peers.t,
-	Bootstrap.t, Meta.t,
-	RelayStates.t, RelayQueues.t, RelayKeys.t, RelayRecords.t, RelayAdmissions.t,
+	Bootstrap.t, Meta.t, SealingKeys.t, SeenSealed.t, PoolKeys.t, UsedOneTime.t, OwedReceipts.t, OwnRelays.t, OwnQueues.t, Answers.t,
+	RelayStates.t, RelayQueues.t, RelayKeys.t, RelayRecords.t, RelayAdmissions.t, RelayBlobs.t,
 }
 
 // byID finds a table by its ID; the IDs have gaps.
@@ -131,6 +173,15 @@ func SelfKey() RowKey { return RowKey{} }
 
 // PreKeyKey is the key of a bundle's private half: its prekey.KeyID.
 func PreKeyKey(id [16]byte) RowKey { return id[:] }
+
+// SealingKeyKey is the key of a sealing key: its week.
+func SealingKeyKey(week uint32) RowKey { return binary.BigEndian.AppendUint32(nil, week) }
+
+// SeenSealedKey is the key of a sealed envelope that opened: its hash.
+func SeenSealedKey(sealed [32]byte) RowKey { return sealed[:] }
+
+// PoolKeyKey is the key of a one-time bundle of a pool: its prekey.KeyID.
+func PoolKeyKey(id [16]byte) RowKey { return id[:] }
 
 // HandshakeKey is the key of a handshake: its transcript or prekey.HandshakeID.
 func HandshakeKey(transcript [32]byte) RowKey { return transcript[:] }
@@ -190,11 +241,25 @@ func SeenKey(from identity.Account, id [16]byte) RowKey { return slices.Concat(f
 // ReceivedKey is the key of an envelope that was received: its hash.
 func ReceivedKey(envelope [32]byte) RowKey { return envelope[:] }
 
+// OwedKey is the key of a receipt that is owed for a content.
+func OwedKey(to identity.Account, id [16]byte) RowKey { return slices.Concat(to[:], id[:]) }
+
+// OwedTo is the prefix of all receipts owed to an account.
+func OwedTo(a identity.Account) RowKey { return a[:] }
+
 // JournalKey is the key of an event: its number.
 func JournalKey(seq uint64) RowKey { return binary.BigEndian.AppendUint64(nil, seq) }
 
 // PeerKey is the key of a node: its transport key.
 func PeerKey(t identity.Transport) RowKey { return t[:] }
+
+// OwnQueueKey is the key of this user's queue at a relay.
+func OwnQueueKey(relay identity.Transport, queue [32]byte) RowKey {
+	return slices.Concat(relay[:], queue[:])
+}
+
+// OwnQueuesAt is the prefix of this user's queues at a relay.
+func OwnQueuesAt(relay identity.Transport) RowKey { return relay[:] }
 
 // MetaKey is the key of something one of a kind.
 func MetaKey(name string) RowKey { return RowKey(name) }
@@ -214,11 +279,15 @@ func RelayOneTimeKey(queue [32]byte, order uint64) RowKey {
 // the key under which the record is published.
 func RelayRecordKey(queue, key [32]byte) RowKey { return slices.Concat(queue[:], key[:]) }
 
+// RelayBlobKey is the key of a blob: the contact box on whose account it is, and
+// the hash of its handle.
+func RelayBlobKey(queue, name [32]byte) RowKey { return slices.Concat(queue[:], name[:]) }
+
 // RelayAdmissionKey is the key of an admission token: its hash.
 func RelayAdmissionKey(hash [32]byte) RowKey { return hash[:] }
 
-// RelayOf is the prefix of what is kept for a queue in [RelayKeys] and
-// [RelayRecords].
+// RelayOf is the prefix of what is kept for a queue in [RelayKeys], [RelayRecords]
+// and [RelayBlobs].
 func RelayOf(queue [32]byte) RowKey { return queue[:] }
 
 func ordered(a identity.Account, order uint64) RowKey {
@@ -226,7 +295,7 @@ func ordered(a identity.Account, order uint64) RowKey {
 }
 
 // Account returns the account at the start of a key of [Contacts], [Sessions],
-// [Outbox], [History] or [SeenIDs].
+// [Outbox], [History], [SeenIDs] or [OwedReceipts].
 func (k RowKey) Account() identity.Account { return identity.Account(k[:identity.KeySize]) }
 
 // Device returns the device in a key of [Sessions].
@@ -235,9 +304,18 @@ func (k RowKey) Device() identity.Device { return identity.Device(k[32:64]) }
 // Session returns the session in a key of [Sessions].
 func (k RowKey) Session() [32]byte { return [32]byte(k[64:96]) }
 
+// Relay returns the relay in a key of [OwnRelays] or [OwnQueues].
+func (k RowKey) Relay() identity.Transport { return identity.Transport(k[:identity.KeySize]) }
+
+// Queue returns the queue in a key of [OwnQueues].
+func (k RowKey) Queue() [32]byte { return [32]byte(k[32:64]) }
+
 // Order returns the number at the end of a key of [Outbox], [History] or
 // [Journal].
 func (k RowKey) Order() uint64 { return binary.BigEndian.Uint64(k[len(k)-8:]) }
+
+// Week returns the week in a key of [SealingKeys].
+func (k RowKey) Week() uint32 { return binary.BigEndian.Uint32(k) }
 
 // Skipped returns the parts of a key of [SkippedKeys].
 func (k RowKey) Skipped() (session, ratchet [32]byte, n uint32) {

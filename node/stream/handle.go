@@ -43,6 +43,12 @@ type Limits struct {
 	// Rate is the same for all peers together. Default 4000.
 	Rate int
 
+	// Peers is the most peers remembered for their rate, each about 200 bytes.
+	// Beyond it peers without a stream are forgotten when they have rested, and
+	// while none has, no new stranger is served. Default 4096, or twice Streams
+	// if that is more: fewer than Streams would be another limit of it.
+	Peers int
+
 	// Memory is the most bytes that frames may take together, beyond Base, while
 	// they are read and handled. Default 32 MiB.
 	Memory int
@@ -64,6 +70,7 @@ func (l Limits) withDefaults() Limits {
 	l.Base = min(max(l.Base, bufferSize), baseMemory)
 	def(&l.PeerRate, 500)
 	def(&l.Rate, 4000)
+	def(&l.Peers, max(maxPeers, 2*l.Streams))
 	def(&l.Memory, 32<<20)
 	if l.Idle <= 0 {
 		l.Idle = 2 * time.Minute
@@ -77,9 +84,7 @@ const (
 	// for answers.
 	maxDelay = 5 * time.Second
 
-	// maxPeers is the most peers remembered for their rate, each about 200
-	// bytes. Beyond it peers without a stream are forgotten when they have
-	// rested, and while none has, no new stranger is served.
+	// maxPeers is the least that Limits.Peers is by default.
 	maxPeers = 4096
 
 	// sweepPause is the least time between two looks for peers to forget, so
@@ -208,7 +213,7 @@ func (v *server) enter(id peer.ID) (*peerState, network.StreamErrorCode) {
 		if len(v.peers) >= v.sweep && now.Sub(v.swept) >= sweepPause {
 			v.sweepLocked(now)
 		}
-		if len(v.peers) >= maxPeers && (stranger || v.lim.Known == nil) {
+		if len(v.peers) >= v.lim.Peers && (stranger || v.lim.Known == nil) {
 			return nil, network.StreamRateLimited
 		}
 		p = &peerState{rate: newRate(v.lim.PeerRate)}
@@ -253,7 +258,7 @@ func (v *server) sweepLocked(now time.Time) {
 			delete(v.peers, id)
 		}
 	}
-	v.sweep = min(max(64, 2*len(v.peers)), maxPeers)
+	v.sweep = min(max(64, 2*len(v.peers)), v.lim.Peers)
 }
 
 // admit lets one request pass at the rates of its peer and of all, waiting for

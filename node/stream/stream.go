@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -115,14 +116,24 @@ func (c *Conn) RemoteAddr() ma.Multiaddr { return c.s.Conn().RemoteMultiaddr() }
 // it after some time or bytes: a reset there is a reason to try again.
 func (c *Conn) Limited() bool { return c.s.Conn().Stat().Limited }
 
+// SetWait sets how long the next calls of Read wait for the first byte of a
+// frame, at least a millisecond, on the side that opened the stream. The default
+// is 30 s. Reader and caller are one goroutine.
+func (c *Conn) SetWait(d time.Duration) {
+	if c.srv == nil {
+		c.wait = max(d, time.Millisecond)
+	}
+}
+
 // Read returns the next frame, of at most max bytes. It counts as a request
 // against the limits of the handler, and is held back while the peer asks
 // faster than they allow.
 //
 // Without a further frame it returns [io.EOF]: the peer has closed the stream,
 // or in a handler let it rest for [Limits.Idle]. Any other error ends the
-// stream: [ErrRefused], [ErrBusy], one that wraps wire.ErrMalformed, or one of
-// the network, after which the exchange may be tried again on a new stream.
+// stream: [ErrRefused], [ErrBusy], one that wraps wire.ErrMalformed,
+// [os.ErrDeadlineExceeded], or one of the network, after which the exchange may
+// be tried again on a new stream.
 func (c *Conn) Read(max int) ([]byte, error) {
 	c.mu.Lock()
 	if c.ended {
@@ -142,10 +153,11 @@ func (c *Conn) Read(max int) ([]byte, error) {
 		return nil, fmt.Errorf("setting a deadline: %w", err)
 	}
 	if _, err := c.r.Peek(1); err != nil {
+		err = c.readError(err)
 		if c.srv != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil, io.EOF
 		}
-		return nil, c.readError(err)
+		return nil, err
 	}
 	if c.srv != nil {
 		if err := c.srv.admit(c.ctx, c.peer); err != nil {
@@ -324,8 +336,12 @@ func (m *meter) count(n int, err error) error {
 	return err
 }
 
-// classify names the two refusals among the errors of a stream.
+// classify names the two refusals among the errors of a stream, and deadlines,
+// for which each muxer has an error of its own.
 func classify(err error) error {
+	if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("%w: %w", os.ErrDeadlineExceeded, err)
+	}
 	var ns multistream.ErrNotSupported[protocol.ID]
 	if errors.As(err, &ns) {
 		return fmt.Errorf("%w: %w", ErrRefused, err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -390,6 +391,35 @@ func TestRestingStreamsAreClosed(t *testing.T) {
 	})
 }
 
+// Muxers have errors of their own for a deadline. On either transport a stream
+// that rested is closed, which is not to be taken for a refusal.
+func TestRestingIsNoRefusal(t *testing.T) {
+	for name, addr := range transports {
+		t.Run(name, func(t *testing.T) {
+			a, b := pair(t, addr)
+			remove := Handle(b, echoID, Limits{Idle: 50 * time.Millisecond}, echo)
+			defer remove()
+			for { // until the handler is heard before the stream has rested
+				c := open(t, a, b.ID(), echoID)
+				err := c.Write([]byte("hello"))
+				if err == nil {
+					_, err = c.Read(100)
+				}
+				if errors.Is(err, ErrRefused) {
+					t.Fatalf("after resting early: %v", err)
+				}
+				if err != nil {
+					continue
+				}
+				if got, err := c.Read(100); err != io.EOF {
+					t.Errorf("after resting: %q, %v, want io.EOF", got, err)
+				}
+				break
+			}
+		})
+	}
+}
+
 func TestTrickledFramesAreCut(t *testing.T) {
 	bubble(t, Limits{}, echo, func(t *testing.T, h *pipeHost, _ func()) {
 		s := h.dial("mallory", echoID)
@@ -421,6 +451,39 @@ func TestAnswersAreWaitedForWithADeadline(t *testing.T) {
 			t.Errorf("got %v after %v", err, d)
 		}
 		_ = c.Close()
+	})
+}
+
+// Who asks for something that takes long says so.
+func TestSetWait(t *testing.T) {
+	for name, addr := range transports {
+		t.Run(name, func(t *testing.T) {
+			a, b := pair(t, addr)
+			remove := Handle(b, echoID, Limits{}, func(_ context.Context, c *Conn) error {
+				_, err := c.Read(100) // and no answer
+				if err == nil {
+					_, err = c.Read(100)
+				}
+				return err
+			})
+			defer remove()
+			c := open(t, a, b.ID(), echoID)
+			c.SetWait(0)
+			if _, err := c.Exchange(t.Context(), []byte("hello"), 100); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("no wait: %v, want os.ErrDeadlineExceeded", err)
+			}
+		})
+	}
+	bubble(t, Limits{}, func(_ context.Context, c *Conn) error {
+		if _, err := c.Read(100); err != nil {
+			return err
+		}
+		time.Sleep(80 * time.Second)
+		return c.Write([]byte("hello"))
+	}, func(t *testing.T, h *pipeHost, _ func()) {
+		c := as(t, "alice", h)
+		c.SetWait(85 * time.Second)
+		mustEcho(t, c)
 	})
 }
 
@@ -476,6 +539,20 @@ func TestRemoveWaitsForAnswersAndInterruptsTheRest(t *testing.T) {
 		}
 		remove() // again does nothing
 	})
+}
+
+// As many peers as there may be streams can have one each.
+func TestEveryStreamMayBeAnotherPeers(t *testing.T) {
+	const streams = maxPeers + 1000
+	srv := &server{lim: Limits{Streams: streams, Rate: 2 * streams}.withDefaults(), all: newRate(2 * streams), peers: make(map[peer.ID]*peerState), sweep: 64}
+	for i := range streams {
+		if p, code := srv.enter(peer.ID(fmt.Sprint(i))); p == nil {
+			t.Fatalf("peer %d is refused with %#x", i, code)
+		}
+	}
+	if p, _ := srv.enter("one more"); p != nil {
+		t.Error("more streams than there may be")
+	}
 }
 
 func TestRememberedPeersAreBounded(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"starling/protocol"
 	"starling/protocol/identity"
@@ -48,6 +49,14 @@ var transport = identity.Transport{
 	0x0e, 0xe1, 0x72, 0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
 }
 
+// mail is opaque to this package beyond its bounds.
+func mail() *wire.Mail {
+	return &wire.Mail{
+		Mailboxes: [][]byte{{1, 2, 3}},
+		Sealing:   []*wire.Signed{{Body: []byte("sealing key"), Signature: make([]byte, 64)}},
+	}
+}
+
 func contents() map[string]*Content {
 	return map[string]*Content{
 		"text":              text("hello"),
@@ -61,6 +70,9 @@ func contents() map[string]*Content {
 		"short life":        with(func(c *Content) { c.Expires, c.Receipt = sent.Add(time.Millisecond), &Receipt{Read: []ID{{}}} }),
 		"last sequence":     with(func(c *Content) { c.Seq, c.Receipt = 1<<64-1, &Receipt{Read: []ID{{}}} }),
 		"name is not given": with(func(c *Content) { c.News = news(); c.News.Profile.Name = "" }),
+		"news of mail":      with(func(c *Content) { c.News = news(); c.News.Profile.Mail = mail() }),
+		"no mail any more":  with(func(c *Content) { c.News = news(); c.News.Profile.Mail = &wire.Mail{} }),
+		"longest mail":      with(func(c *Content) { c.Accept = news(); c.Accept.Profile.Mail = longestMail() }),
 	}
 }
 
@@ -76,7 +88,7 @@ func TestContentRoundTrip(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if d := cmp.Diff(c, got); d != "" {
+		if d := cmp.Diff(c, got, protocmp.Transform()); d != "" {
 			t.Errorf("%s changed on its way (-sent +received):\n%s", name, d)
 		}
 	}

@@ -18,6 +18,8 @@
 //	ciphertext  [...]byte   // AES-256-GCM: 1, 4, 16 or 64 KiB of plaintext, tag 16
 //
 // with the sender's manifest, device, the open form and the sender tag inside.
+// There, an envelope can also be a decryption error and nothing else
+// ([SealError]), which answers one that came the same way.
 //
 // What it does not do: encrypt a content (protocol/ratchet), check a handshake
 // beyond its shape (protocol/prekey), judge times of contents against a clock
@@ -39,6 +41,7 @@ import (
 const (
 	sessionSize = 32
 	keyIDSize   = 16
+	macSize     = sha256.Size // of a decryption error
 )
 
 // A Hash names an envelope: the exact bytes that travelled. Acknowledgements
@@ -56,18 +59,68 @@ func Seal(session [32]byte, hs *wire.Handshake, message []byte) []byte {
 	return wire.Marshal(&wire.Envelope{Session: session[:], Handshake: hs, Message: message})
 }
 
-// Parse returns the envelope that b holds, every field of an acceptable length.
-// An error means that the sender is broken or hostile: drop the envelope.
+// SealError returns the bytes of an envelope that carries e and nothing else: it
+// answers, through a relay, an envelope that came through one and does not open
+// (SPEC §8.3). It leaves in the sealed form only, since a stream has outcomes
+// for it.
+func SealError(e *wire.DecryptionError) []byte { return wire.Marshal(&wire.Envelope{Error: e}) }
+
+// Parse returns the envelope that b holds, every field of an acceptable length
+// and without an error inside. An error means that the sender is broken or
+// hostile: drop the envelope.
 func Parse(b []byte) (*wire.Envelope, error) {
-	var e wire.Envelope
-	if err := wire.Parse(b, protocol.MaxEnvelope, &e); err != nil {
+	e, err := parse(b)
+	if err != nil {
+		return nil, err
+	}
+	if e.Error != nil {
+		return nil, errors.New("envelope: a decryption error outside the sealed form")
+	}
+	if err := checkMessage(e); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// ParseRelayed is [Parse] for what came in the sealed form, where the envelope
+// may be one that [SealError] made: then it has an Error of the right lengths,
+// which [VerifyDecryptionError] is still to judge, and nothing else. Never
+// answer that one.
+func ParseRelayed(b []byte) (*wire.Envelope, error) {
+	e, err := parse(b)
+	if err != nil {
+		return nil, err
+	}
+	if e.Error == nil {
+		if err := checkMessage(e); err != nil {
+			return nil, err
+		}
+		return e, nil
+	}
+	switch d := e.Error; {
+	case len(e.Session) != 0, e.Handshake != nil, len(e.Message) != 0:
+		return nil, errors.New("envelope: a decryption error beside something else")
+	case len(d.Envelope) != len(Hash{}), len(d.Session) != sessionSize, !knownReason(d.Reason), len(d.Mac) != macSize:
+		return nil, errors.New("envelope: malformed decryption error")
+	}
+	return e, nil
+}
+
+func parse(b []byte) (*wire.Envelope, error) {
+	e := new(wire.Envelope)
+	if err := wire.Parse(b, protocol.MaxEnvelope, e); err != nil {
 		return nil, fmt.Errorf("envelope: parsing: %w", err)
 	}
+	return e, nil
+}
+
+// checkMessage checks the lengths of everything but the error.
+func checkMessage(e *wire.Envelope) error {
 	if len(e.Session) != sessionSize {
-		return nil, errors.New("envelope: session ID has the wrong length")
+		return errors.New("envelope: session ID has the wrong length")
 	}
 	if n := len(e.Message) - ratchet.Overhead; n < sizes[0] || n > protocol.MaxContent {
-		return nil, errors.New("envelope: message has an impossible length")
+		return errors.New("envelope: message has an impossible length")
 	}
 	if h := e.Handshake; h != nil {
 		switch {
@@ -78,8 +131,8 @@ func Parse(b []byte) (*wire.Envelope, error) {
 			len(h.Replaces) != 0 && len(h.Replaces) != sessionSize,
 			len(h.Introduction) == 0,
 			len(h.Introduction) > protocol.MaxIntro:
-			return nil, errors.New("envelope: handshake has a field of the wrong length")
+			return errors.New("envelope: handshake has a field of the wrong length")
 		}
 	}
-	return &e, nil
+	return nil
 }

@@ -65,13 +65,25 @@ func TestLongestEnvelopeFits(t *testing.T) {
 	}
 }
 
+// longestMail fills every field of a profile's mail to its bound.
+func longestMail() *wire.Mail {
+	w := new(wire.Mail)
+	for range protocol.MaxRelays {
+		w.Mailboxes = append(w.Mailboxes, make([]byte, protocol.MaxMailbox))
+	}
+	for range protocol.MaxSealingKeys {
+		w.Sealing = append(w.Sealing, &wire.Signed{Body: make([]byte, protocol.MaxSealing-69), Signature: make([]byte, 64)})
+	}
+	return w
+}
+
 // TestLongestIntroductionFits fills every field of a first message's
 // introduction to its bound.
 func TestLongestIntroductionFits(t *testing.T) {
 	m := &wire.Introduction{
 		Device:    make([]byte, 32),
 		SenderTag: make([]byte, 32),
-		Profile:   &wire.Profile{Name: strings.Repeat("x", protocol.MaxName), LookupSecret: make([]byte, identity.LookupSize)},
+		Profile:   &wire.Profile{Name: strings.Repeat("x", protocol.MaxName), LookupSecret: make([]byte, identity.LookupSize), Mail: longestMail()},
 		TokenId:   make([]byte, 16),
 		TokenMac:  make([]byte, 32),
 	}
@@ -87,7 +99,10 @@ func TestLongestIntroductionFits(t *testing.T) {
 	if got := proto.Size(m.Manifest); got > protocol.MaxManifest || got < protocol.MaxManifest-4 {
 		t.Fatalf("the longest manifest has %d bytes, MaxManifest is %d", got, protocol.MaxManifest)
 	}
-	if got := proto.Size(m) + 16; got > protocol.MaxIntro {
+	if err := identity.CheckMail(m.Profile.Mail); err != nil || proto.Size(m.Profile.Mail.Sealing[0]) != protocol.MaxSealing {
+		t.Fatalf("the longest mail: %v", err)
+	}
+	if got := proto.Size(m) + 16; got > protocol.MaxIntro || got < protocol.MaxIntro-1<<10 {
 		t.Errorf("the longest introduction has %d bytes, MaxIntro is %d", got, protocol.MaxIntro)
 	}
 }
@@ -115,6 +130,7 @@ func TestParseChecksEveryLength(t *testing.T) {
 		"no replaced session":    func(e *wire.Envelope) { e.Handshake.Replaces = nil },
 		"short replaced session": func(e *wire.Envelope) { e.Handshake.Replaces = make([]byte, 16) },
 		"no introduction":        func(e *wire.Envelope) { e.Handshake.Introduction = nil },
+		"an error beside it":     func(e *wire.Envelope) { e.Error = &wire.DecryptionError{} },
 		"long introduction":      func(e *wire.Envelope) { e.Handshake.Introduction = make([]byte, protocol.MaxIntro+1) },
 	} {
 		e := &wire.Envelope{Session: session[:], Handshake: handshake(), Message: message(256)}
@@ -122,6 +138,9 @@ func TestParseChecksEveryLength(t *testing.T) {
 		want := name == "" || name == "no handshake" || name == "no one-time key" || name == "no replaced session"
 		if _, err := Parse(wire.Marshal(e)); (err == nil) != want {
 			t.Errorf("%q: error %v", name, err)
+		}
+		if _, err := ParseRelayed(wire.Marshal(e)); (err == nil) != want {
+			t.Errorf("%q, through a relay: error %v", name, err)
 		}
 	}
 	if _, err := Parse(make([]byte, protocol.MaxEnvelope+1)); !errors.Is(err, wire.ErrMalformed) {

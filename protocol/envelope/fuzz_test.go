@@ -6,7 +6,9 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"starling/protocol"
 	"starling/protocol/identity"
@@ -36,11 +38,23 @@ func parsed(n int) uint64 { return uint64(wire.AllocFactor*n) + 16<<10 }
 func FuzzParse(f *testing.F) {
 	f.Add(Seal([32]byte{1}, nil, message(256)))
 	f.Add(Seal([32]byte{1}, handshake(), message(640)))
+	f.Add(SealError(decryptionError()))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var e *wire.Envelope
-		var err error
+		var e, relayed *wire.Envelope
+		var err, relayedErr error
 		checkAlloc(t, parsed(min(len(b), protocol.MaxEnvelope)), func() { e, err = Parse(b) })
+		checkAlloc(t, parsed(min(len(b), protocol.MaxEnvelope)), func() { relayed, relayedErr = ParseRelayed(b) })
+		if relayedErr == nil && relayed.Error != nil {
+			again, againErr := ParseRelayed(SealError(relayed.Error))
+			if err == nil || againErr != nil || !proto.Equal(again, relayed) {
+				t.Fatalf("error %x is accepted on a stream (%v), or its encoding gives %v, %v", b, err, again, againErr)
+			}
+			return
+		}
+		if (err == nil) != (relayedErr == nil) || err == nil && !proto.Equal(e, relayed) {
+			t.Fatalf("%x, without an error inside, depends on its way: %v, %v", b, err, relayedErr)
+		}
 		if err != nil {
 			return
 		}
@@ -187,7 +201,7 @@ func FuzzParseContent(f *testing.F) {
 			t.Fatalf("%x is accepted, and cannot be encoded: %v", b, err)
 		}
 		again, err := ParseContent(enc)
-		if err != nil || !reflect.DeepEqual(again, c) {
+		if err != nil || !cmp.Equal(again, c, protocmp.Transform()) {
 			t.Fatalf("%x is accepted, and its encoding %x gives %+v, %v", b, enc, again, err)
 		}
 	})

@@ -69,3 +69,66 @@ func TestDecryptionErrorIsAuthenticated(t *testing.T) {
 		t.Error("a key of low order authenticates something")
 	}
 }
+
+func decryptionError() *wire.DecryptionError {
+	alice, bob := x25519.FromSeed([32]byte{31: 1}), x25519.FromSeed([32]byte{31: 2})
+	return NewDecryptionError(&bob, alice.Public(), identity.Device{2}, identity.Device{1}, Hash{4}, [32]byte{5}, wire.Reason_REASON_KEY_GONE)
+}
+
+func TestErrorEnvelopeIsAloneAndSealed(t *testing.T) {
+	want := decryptionError()
+	b := SealError(want)
+	got, err := ParseRelayed(b)
+	if err != nil || !proto.Equal(got.GetError(), want) {
+		t.Fatalf("an error envelope comes back as %v, %v", got, err)
+	}
+	if e, err := Parse(b); err == nil {
+		t.Errorf("an error outside the sealed form is accepted: %v", e)
+	}
+	for name, edit := range map[string]func(*wire.Envelope){
+		"a session":         func(e *wire.Envelope) { e.Session = make([]byte, 32) },
+		"a message":         func(e *wire.Envelope) { e.Message = message(256) },
+		"a handshake":       func(e *wire.Envelope) { e.Handshake = handshake() },
+		"an empty one":      func(e *wire.Envelope) { e.Handshake = &wire.Handshake{} },
+		"a whole envelope":  func(e *wire.Envelope) { e.Session, e.Message = make([]byte, 32), message(256) },
+		"nothing in it":     func(e *wire.Envelope) { e.Error = &wire.DecryptionError{} },
+		"short envelope":    func(e *wire.Envelope) { e.Error.Envelope = e.Error.Envelope[:31] },
+		"long session":      func(e *wire.Envelope) { e.Error.Session = append(e.Error.Session, 0) },
+		"no reason":         func(e *wire.Envelope) { e.Error.Reason = 0 },
+		"an unknown reason": func(e *wire.Envelope) { e.Error.Reason = 4 },
+		"short MAC":         func(e *wire.Envelope) { e.Error.Mac = e.Error.Mac[:31] },
+		"no MAC":            func(e *wire.Envelope) { e.Error.Mac = nil },
+	} {
+		e := &wire.Envelope{Error: decryptionError()}
+		edit(e)
+		for how, parse := range map[string]func([]byte) (*wire.Envelope, error){"a stream": Parse, "a relay": ParseRelayed} {
+			if _, err := parse(wire.Marshal(e)); err == nil {
+				t.Errorf("%s: accepted through %s", name, how)
+			}
+		}
+	}
+}
+
+// An error takes the same way back: to a relay it looks like a short text, and
+// it proves itself to whom it is for.
+func TestErrorTravelsSealed(t *testing.T) {
+	alice, bob := newPerson(t, "alice"), newPerson(t, "bob")
+	from, to := bob.entry.Key, alice.entry.Key
+	hash, session := HashOf(openEnvelope(256)), [32]byte(bytes.Repeat([]byte{0x11}, 32))
+	e := NewDecryptionError(bob.dk.DH(), alice.entry.DH, from, to, hash, session, wire.Reason_REASON_NO_SESSION)
+	sealed := sealFor(t, bob, alice, SealError(e))
+	if len(sealed) != SealedSizes()[0] {
+		t.Errorf("an error is sealed as %d bytes, want %d", len(sealed), SealedSizes()[0])
+	}
+	opened, err := alice.open(sealed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := ParseRelayed(opened.Envelope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !VerifyDecryptionError(alice.dk.DH(), opened.Device.DH, opened.Device.Key, to, got.Error) || Hash(got.Error.Envelope) != hash {
+		t.Errorf("what comes back is %v", got)
+	}
+}

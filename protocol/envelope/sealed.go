@@ -23,8 +23,8 @@ const SealedOverhead = encSize + 16 // bytes
 
 // buckets are the only lengths that the plaintext of a sealed envelope has, in
 // bytes, so that a relay learns one of four sizes. The first holds a text of
-// some 590 bytes, the second a usual first message, the last everything
-// (SPEC §7.6).
+// some 590 bytes, the second a first message of somebody without relays, the
+// third one of somebody with three, the last everything (SPEC §7.6).
 var buckets = [...]int{1 << 10, 4 << 10, 16 << 10, protocol.MaxSealed - SealedOverhead}
 
 // SealedSizes returns the only lengths that a sealed envelope has, in bytes,
@@ -131,7 +131,7 @@ type Opened struct {
 	Manifest      identity.Manifest    // checked for the account that it names itself
 	ManifestBytes []byte               // as signed, for storage
 	Device        identity.DeviceEntry // the sending device, both keys as in Manifest
-	Envelope      []byte               // of 1 to protocol.MaxEnvelope bytes, for Parse
+	Envelope      []byte               // of 1 to protocol.MaxEnvelope bytes, for ParseRelayed
 	Key           int                  // the index of the key that opened it
 }
 

@@ -431,7 +431,7 @@ func (l *letter) faults(t testing.TB) map[string][]byte {
 		"a long device":            func(m *wire.Sealed) { m.Device = append(bytes.Clone(m.Device), 0) },
 		"a device of nobody":       func(m *wire.Sealed) { m.Device = bytes.Repeat([]byte{1}, 32) },
 		"no envelope":              func(m *wire.Sealed) { m.Envelope = nil },
-		"an envelope of 48 KiB, 1": func(m *wire.Sealed) { m.Envelope = make([]byte, protocol.MaxEnvelope+1) },
+		"an envelope of 59 KiB, 1": func(m *wire.Sealed) { m.Envelope = make([]byte, protocol.MaxEnvelope+1) },
 	} {
 		m := l.sound(envelope)
 		edit(m)

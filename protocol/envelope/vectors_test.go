@@ -34,13 +34,14 @@ type vectors struct {
 		Session  string `json:"session"`
 		Reason   int32  `json:"reason"`
 		MAC      string `json:"mac"`
+		Alone    string `json:"alone"` // in an envelope for the sealed form
 	} `json:"decryption_error"`
 }
 
 func TestVectors(t *testing.T) {
 	var v vectors
 	v.Contents = map[string]string{}
-	for _, name := range []string{"text", "delivered", "read", "news", "accept", "short life", "last sequence"} {
+	for _, name := range []string{"text", "delivered", "read", "news", "news of mail", "no mail any more", "accept", "short life", "last sequence"} {
 		b, err := MarshalContent(contents()[name])
 		if err != nil {
 			t.Fatal(err)
@@ -65,6 +66,7 @@ func TestVectors(t *testing.T) {
 	d.From, d.To = hex.EncodeToString(devFrom[:]), hex.EncodeToString(devTo[:])
 	d.Envelope, d.Session = hex.EncodeToString(e.Envelope), hex.EncodeToString(e.Session)
 	d.Reason, d.MAC = int32(e.Reason), hex.EncodeToString(e.Mac)
+	d.Alone = hex.EncodeToString(SealError(e))
 
 	got, err := json.MarshalIndent(v, "", "\t")
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"filippo.io/edwards25519"
 
 	"starling/protocol"
+	"starling/protocol/wire"
 	"starling/protocol/x25519"
 )
 
@@ -113,12 +114,15 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	secrets := []any{
 		testSecret(1), testKey(1), testDevice(1), link.Lookup, link.Token,
 		Profile{Lookup: link.Lookup},
+		Profile{Mail: &wire.Mail{Mailboxes: [][]byte{{1, 0xab, 0xcd, 0xef}}}}, // where a capability is
+		struct{ P Profile }{Profile{Mail: &wire.Mail{Mailboxes: [][]byte{{1, 0xab, 0xcd, 0xef}}}}},
 		struct{ K *AccountKey }{testKey(1)},
 	}
 	shows := func(s string) bool {
 		s = strings.ToLower(s)
 		return strings.Contains(s, "abcdef") || strings.Contains(s, "171 205 239") ||
-			strings.Contains(s, "0xab, 0xcd, 0xef") || strings.Contains(s, "\xab\xcd\xef")
+			strings.Contains(s, "0xab, 0xcd, 0xef") || strings.Contains(s, "\xab\xcd\xef") ||
+			strings.Contains(strings.ReplaceAll(s, `\\`, `\`), `\xab\xcd\xef`) // as protobuf quotes bytes
 	}
 	for _, v := range secrets {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%x", "%X", "%s", "%q", "%d"} {

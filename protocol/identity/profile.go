@@ -3,6 +3,8 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -23,7 +25,18 @@ type Profile struct {
 	Name      string // see [ParseName]; may be empty
 	Lookup    LookupSecret
 	Endpoints []Endpoint
+
+	// Mail is where it takes messages while it is away, bounded and otherwise
+	// opaque here: relay.OpenMail reads it. Nil says nothing: what was told
+	// before still holds.
+	Mail *wire.Mail
 }
+
+// LogValue keeps the capabilities in Mail, and names, out of logs.
+func (Profile) LogValue() slog.Value { return slog.StringValue("[secret]") }
+
+// Format keeps them out of everything that package fmt prints.
+func (Profile) Format(f fmt.State, _ rune) { io.WriteString(f, "[secret]") }
 
 // ErrName means that a name cannot be shown safely, or is too long. The error
 // that wraps it says why; show it to the user whose name it is.
@@ -60,11 +73,12 @@ func deceptive(r rune) bool {
 
 // Wire returns the profile's message.
 func (p Profile) Wire() *wire.Profile {
-	return &wire.Profile{Name: p.Name, LookupSecret: p.Lookup[:], Endpoints: EndpointsWire(p.Endpoints)}
+	return &wire.Profile{Name: p.Name, LookupSecret: p.Lookup[:], Endpoints: EndpointsWire(p.Endpoints), Mail: p.Mail}
 }
 
 // ProfileFromWire returns the profile that w holds. Any error means that w is
-// refused as a whole. A nil w has no lookup secret and is refused.
+// refused as a whole. A nil w has no lookup secret and is refused. Addresses and
+// mail are not copied.
 func ProfileFromWire(w *wire.Profile) (Profile, error) {
 	name, err := ParseName(w.GetName())
 	if err != nil {
@@ -78,7 +92,36 @@ func ProfileFromWire(w *wire.Profile) (Profile, error) {
 	if p.Endpoints, err = EndpointsFromWire(w.GetEndpoints()); err != nil {
 		return Profile{}, fmt.Errorf("reading a profile: %w", err)
 	}
+	if err := CheckMail(w.GetMail()); err != nil {
+		return Profile{}, fmt.Errorf("reading a profile: %w", err)
+	}
+	p.Mail = w.GetMail()
 	return p, nil
+}
+
+// CheckMail returns nil if w is nil or within its bounds: at most
+// [protocol.MaxRelays] mailboxes of 1 to [protocol.MaxMailbox] bytes, and at
+// most [protocol.MaxSealingKeys] sealing keys of at most [protocol.MaxSealing]
+// bytes, each with a body and a signature of the right length. What they say is
+// for protocol/relay and protocol/envelope.
+func CheckMail(w *wire.Mail) error {
+	if len(w.GetMailboxes()) > protocol.MaxRelays {
+		return fmt.Errorf("identity: %d mailboxes, at most %d are allowed", len(w.GetMailboxes()), protocol.MaxRelays)
+	}
+	for _, b := range w.GetMailboxes() {
+		if len(b) == 0 || len(b) > protocol.MaxMailbox {
+			return fmt.Errorf("identity: a mailbox of %d bytes, 1 to %d are allowed", len(b), protocol.MaxMailbox)
+		}
+	}
+	if len(w.GetSealing()) > protocol.MaxSealingKeys {
+		return fmt.Errorf("identity: %d sealing keys, at most %d are allowed", len(w.GetSealing()), protocol.MaxSealingKeys)
+	}
+	for _, s := range w.GetSealing() {
+		if len(s.GetBody()) == 0 || len(s.GetSignature()) != SignatureSize || len(wire.Marshal(s)) > protocol.MaxSealing {
+			return fmt.Errorf("identity: a sealing key of %d bytes and a signature of %d", len(s.GetBody()), len(s.GetSignature()))
+		}
+	}
+	return nil
 }
 
 // EndpointsWire returns the endpoints' messages.

@@ -3,11 +3,13 @@ package identity
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"starling/protocol"
 	"starling/protocol/wire"
@@ -21,11 +23,16 @@ func testProfile() Profile {
 			{Transport: testTransport(2), Addrs: [][]byte{{4, 192, 0, 2, 1, 6, 15, 161}, {1}}},
 			{Transport: testTransport(3)},
 		},
+		Mail: &wire.Mail{
+			Mailboxes: [][]byte{{1, 2, 3}, {4}},
+			Sealing:   []*wire.Signed{{Body: []byte{5}, Signature: make([]byte, SignatureSize)}},
+		},
 	}
 }
 
+// Nothing said of mail, and no mail any more, are two things.
 func TestProfileIsReadAsWritten(t *testing.T) {
-	for name, want := range map[string]Profile{"full": testProfile(), "empty": {}} {
+	for name, want := range map[string]Profile{"full": testProfile(), "empty": {}, "no mail any more": {Mail: &wire.Mail{}}} {
 		t.Run(name, func(t *testing.T) {
 			var w wire.Profile
 			if err := wire.Parse(wire.Marshal(want.Wire()), protocol.MaxFrame, &w); err != nil {
@@ -35,7 +42,7 @@ func TestProfileIsReadAsWritten(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d := cmp.Diff(want, got); d != "" {
+			if d := cmp.Diff(want, got, protocmp.Transform()); d != "" {
 				t.Errorf("profile changed (-want +got):\n%s", d)
 			}
 		})
@@ -62,6 +69,15 @@ func TestProfileFromWireRefuses(t *testing.T) {
 		"too many addresses":      edit(func(w *wire.Profile) { w.Endpoints[0].Addrs = make([][]byte, protocol.MaxAddrs+1) }),
 		"an empty address":        edit(func(w *wire.Profile) { w.Endpoints[0].Addrs[0] = nil }),
 		"a long address":          edit(func(w *wire.Profile) { w.Endpoints[0].Addrs[0] = make([]byte, protocol.MaxAddr+1) }),
+		"too many mailboxes":      edit(func(w *wire.Profile) { w.Mail.Mailboxes = slices.Repeat([][]byte{{1}}, protocol.MaxRelays+1) }),
+		"an empty mailbox":        edit(func(w *wire.Profile) { w.Mail.Mailboxes[1] = nil }),
+		"a long mailbox":          edit(func(w *wire.Profile) { w.Mail.Mailboxes[1] = make([]byte, protocol.MaxMailbox+1) }),
+		"too many sealing keys": edit(func(w *wire.Profile) {
+			w.Mail.Sealing = slices.Repeat(w.Mail.Sealing, protocol.MaxSealingKeys+1)
+		}),
+		"a sealing key without body": edit(func(w *wire.Profile) { w.Mail.Sealing[0].Body = nil }),
+		"a short signature":          edit(func(w *wire.Profile) { w.Mail.Sealing[0].Signature = make([]byte, 63) }),
+		"a long sealing key":         edit(func(w *wire.Profile) { w.Mail.Sealing[0].Body = make([]byte, protocol.MaxSealing-68) }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := ProfileFromWire(w); err == nil {
@@ -121,11 +137,27 @@ func FuzzProfileFromWire(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%x was accepted, read again it is not: %v", b, err)
 		}
-		if d := cmp.Diff(p, p2); d != "" {
+		if d := cmp.Diff(p, p2, protocmp.Transform()); d != "" {
 			t.Fatalf("%x changed:\n%s", b, d)
 		}
 		if !bytes.Equal(wire.Marshal(p2.Wire()), enc) {
 			t.Fatalf("%x has two encodings", b)
 		}
 	})
+}
+
+func TestMailAtItsBoundsIsAccepted(t *testing.T) {
+	w := &wire.Mail{Mailboxes: slices.Repeat([][]byte{make([]byte, protocol.MaxMailbox)}, protocol.MaxRelays)}
+	for range protocol.MaxSealingKeys {
+		w.Sealing = append(w.Sealing, &wire.Signed{Body: make([]byte, protocol.MaxSealing-69), Signature: make([]byte, SignatureSize)})
+	}
+	if n := proto.Size(w.Sealing[0]); n != protocol.MaxSealing {
+		t.Fatalf("the longest sealing key has %d bytes, want %d", n, protocol.MaxSealing)
+	}
+	if err := CheckMail(w); err != nil {
+		t.Error(err)
+	}
+	if err := CheckMail(nil); err != nil {
+		t.Errorf("nothing said of mail: %v", err)
+	}
 }

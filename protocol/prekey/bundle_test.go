@@ -234,14 +234,14 @@ func TestSignedNonsenseIsRefused(t *testing.T) {
 	}
 }
 
-// A one-time bundle may wait at a relay, but not longer than handshakes are
-// remembered.
+// A one-time bundle may wait in a relay's pool, but not longer than a message
+// lives.
 func TestOneTimeBundleIsBounded(t *testing.T) {
 	bob := newNode(t, "bob", 1)
 	for _, c := range []struct {
 		life time.Duration
 		ok   bool
-	}{{time.Second, true}, {protocol.DedupeLife, true}, {protocol.DedupeLife + time.Second, false}, {0, false}} {
+	}{{time.Second, true}, {protocol.OneTimeLife, true}, {protocol.PoolKeyLife, true}, {protocol.PoolKeyLife + time.Second, false}, {0, false}} {
 		b := SignBundle(bob.dk, bob.self.Account, wire.Role_ROLE_ONE_TIME, 1, now, now.Add(c.life), &bob.oneTime)
 		if _, err := OpenBundle(b, bob.self.Account, bob.self.Device, wire.Role_ROLE_ONE_TIME, now); (err == nil) != c.ok {
 			t.Errorf("a one-time bundle for %v: error %v", c.life, err)

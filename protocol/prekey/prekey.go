@@ -134,8 +134,8 @@ func DayStart(day uint32) time.Time { return time.Unix(int64(day)*daySeconds, 0)
 
 // SignBundle makes the bundle of p, signed by the device key: an encoded
 // wire.Signed (SPEC §5). A bundle of a day is valid from [DayStart] of the day
-// to that of the next; a one-time bundle for [protocol.OneTimeLife]. Both times
-// count in whole seconds.
+// to that of the next; a one-time bundle for [protocol.OneTimeLife], or of a
+// relay's pool for [protocol.PoolKeyLife]. Both times count in whole seconds.
 func SignBundle(dk *identity.DeviceKey, a identity.Account, role wire.Role, caps uint64, notBefore, notAfter time.Time, p *Private) []byte {
 	device, pub := dk.Device(), p.x.Public()
 	body := wire.Marshal(&wire.Bundle{
@@ -235,8 +235,8 @@ func newBundle(s *wire.Signed, m *wire.Bundle, a identity.Account, d identity.De
 }
 
 // sensible reports whether the validity of m is what its role allows: exactly
-// one UTC day, or some time that the memory of a handshake outlives. Bounding
-// the numbers first keeps the sums below from overflowing.
+// one UTC day, or at most that of a relay's pool. Bounding the numbers first
+// keeps the sums below from overflowing.
 func sensible(m *wire.Bundle) bool {
 	if m.NotBefore < 0 || m.NotBefore >= m.NotAfter || m.NotAfter > 1<<40 {
 		return false
@@ -246,7 +246,7 @@ func sensible(m *wire.Bundle) bool {
 	case wire.Role_ROLE_DAY:
 		return m.NotBefore%daySeconds == 0 && life == daySeconds
 	case wire.Role_ROLE_ONE_TIME:
-		return life <= int64(protocol.DedupeLife/time.Second)
+		return life <= int64(protocol.PoolKeyLife/time.Second)
 	default:
 		return false
 	}

@@ -632,9 +632,12 @@ func TestIntroductionIsChecked(t *testing.T) {
 		"wrong sender tag":            func(m *wire.Introduction) { m.SenderTag = flip(m.SenderTag, 255) },
 		"no profile":                  func(m *wire.Introduction) { m.Profile = nil },
 		"profile with a control code": func(m *wire.Introduction) { m.Profile.Name = "a\x1b[2J" },
-		"token without a MAC":         func(m *wire.Introduction) { m.TokenId = make([]byte, 16) },
-		"MAC without a token":         func(m *wire.Introduction) { m.TokenMac = make([]byte, 32) },
-		"token of the wrong length":   func(m *wire.Introduction) { m.TokenId, m.TokenMac = make([]byte, 15), make([]byte, 32) },
+		"profile with four mailboxes": func(m *wire.Introduction) {
+			m.Profile.Mail = &wire.Mail{Mailboxes: [][]byte{{1}, {2}, {3}, {4}}}
+		},
+		"token without a MAC":       func(m *wire.Introduction) { m.TokenId = make([]byte, 16) },
+		"MAC without a token":       func(m *wire.Introduction) { m.TokenMac = make([]byte, 32) },
+		"token of the wrong length": func(m *wire.Introduction) { m.TokenId, m.TokenMac = make([]byte, 15), make([]byte, 32) },
 		// Carol's manifest, device and tag key: an impersonation by whoever
 		// holds neither of the two identity DH keys.
 		"another's manifest and device": func(m *wire.Introduction) {

@@ -66,6 +66,7 @@ type vectors struct {
 		Blob    string `json:"blob"`
 	} `json:"pool"`
 	Mailbox string            `json:"mailbox"`
+	Mail    map[string]string `json:"mail"` // in a profile, in a record, and empty; the sealing keys are opaque
 	Links   map[string]string `json:"links"`
 }
 
@@ -143,6 +144,14 @@ func TestVectors(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.Mailbox = enc(mailbox)
+	v.Mail = map[string]string{}
+	for name, m := range map[string]Mail{"profile": testMail(t, true), "record": testMail(t, false), "none any more": {}} {
+		w, err := m.Wire(name == "profile")
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.Mail[name] = enc(wire.Marshal(w))
+	}
 	v.Links = map[string]string{}
 	for name, l := range testLinks() {
 		v.Links[name] = l.String()

@@ -30,7 +30,7 @@ import (
 )
 
 // Bounds on one message. They are far above what any honest message needs: the
-// fullest one is a receipt for 1,024 contents, the deepest has four levels.
+// fullest one is a receipt for 1,024 contents, the deepest has six levels.
 const (
 	MaxFields = 4096 // fields in the whole tree, those of unknown number included
 	MaxDepth  = 8    // messages inside each other, the outermost included

@@ -768,14 +768,13 @@ func (x *Introduction) GetTokenMac() []byte {
 // Profile is how to find and name an account; it travels inside first messages
 // and sessions only.
 type Profile struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	LookupSecret    []byte                 `protobuf:"bytes,2,opt,name=lookup_secret,json=lookupSecret,proto3" json:"lookup_secret,omitempty"` // 16 bytes
-	Endpoints       []*Endpoint            `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Relays          [][]byte               `protobuf:"bytes,4,rep,name=relays,proto3" json:"relays,omitempty"`                                          // reserved until relays are built
-	ReplyCapability []byte                 `protobuf:"bytes,5,opt,name=reply_capability,json=replyCapability,proto3" json:"reply_capability,omitempty"` // reserved until relays are built
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	LookupSecret  []byte                 `protobuf:"bytes,2,opt,name=lookup_secret,json=lookupSecret,proto3" json:"lookup_secret,omitempty"` // 16 bytes
+	Endpoints     []*Endpoint            `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Mail          *Mail                  `protobuf:"bytes,6,opt,name=mail,proto3" json:"mail,omitempty"` // absent: what the recipient knows of it still holds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Profile) Reset() {
@@ -829,16 +828,63 @@ func (x *Profile) GetEndpoints() []*Endpoint {
 	return nil
 }
 
-func (x *Profile) GetRelays() [][]byte {
+func (x *Profile) GetMail() *Mail {
 	if x != nil {
-		return x.Relays
+		return x.Mail
 	}
 	return nil
 }
 
-func (x *Profile) GetReplyCapability() []byte {
+// Mail is where one who is away takes messages, and what to seal them to
+// (SPEC §13.10).
+type Mail struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mailboxes     [][]byte               `protobuf:"bytes,1,rep,name=mailboxes,proto3" json:"mailboxes,omitempty"` // encoded Mailbox, at most 3, none of a relay twice
+	Sealing       []*Signed              `protobuf:"bytes,2,rep,name=sealing,proto3" json:"sealing,omitempty"`     // sealing keys of the account's devices, at most 6
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mail) Reset() {
+	*x = Mail{}
+	mi := &file_wire_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mail) ProtoMessage() {}
+
+func (x *Mail) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_proto_msgTypes[7]
 	if x != nil {
-		return x.ReplyCapability
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mail.ProtoReflect.Descriptor instead.
+func (*Mail) Descriptor() ([]byte, []int) {
+	return file_wire_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Mail) GetMailboxes() [][]byte {
+	if x != nil {
+		return x.Mailboxes
+	}
+	return nil
+}
+
+func (x *Mail) GetSealing() []*Signed {
+	if x != nil {
+		return x.Sealing
 	}
 	return nil
 }
@@ -854,7 +900,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_wire_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +912,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_wire_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +925,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{7}
+	return file_wire_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Endpoint) GetTransportKey() []byte {
@@ -896,19 +942,21 @@ func (x *Endpoint) GetAddrs() [][]byte {
 	return nil
 }
 
-// Envelope is one encrypted message on its way, open form (SPEC §7).
+// Envelope is one encrypted message on its way, open form (SPEC §7). Inside the
+// sealed form it can be an error and nothing else.
 type Envelope struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`     // 32 bytes
 	Handshake     *Handshake             `protobuf:"bytes,2,opt,name=handshake,proto3" json:"handshake,omitempty"` // until the session is acknowledged
 	Message       []byte                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`     // ratchet message
+	Error         *DecryptionError       `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`         // alone: answers an envelope that came through a relay
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Envelope) Reset() {
 	*x = Envelope{}
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +968,7 @@ func (x *Envelope) String() string {
 func (*Envelope) ProtoMessage() {}
 
 func (x *Envelope) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_wire_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +981,7 @@ func (x *Envelope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Envelope.ProtoReflect.Descriptor instead.
 func (*Envelope) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{8}
+	return file_wire_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Envelope) GetSession() []byte {
@@ -957,6 +1005,13 @@ func (x *Envelope) GetMessage() []byte {
 	return nil
 }
 
+func (x *Envelope) GetError() *DecryptionError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
 // SealingKey is signed by a device key under LabelSealingKey (SPEC §7.6).
 type SealingKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -970,7 +1025,7 @@ type SealingKey struct {
 
 func (x *SealingKey) Reset() {
 	*x = SealingKey{}
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1037,7 @@ func (x *SealingKey) String() string {
 func (*SealingKey) ProtoMessage() {}
 
 func (x *SealingKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_wire_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1050,7 @@ func (x *SealingKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealingKey.ProtoReflect.Descriptor instead.
 func (*SealingKey) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{9}
+	return file_wire_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SealingKey) GetAccount() []byte {
@@ -1039,7 +1094,7 @@ type Sealed struct {
 
 func (x *Sealed) Reset() {
 	*x = Sealed{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1106,7 @@ func (x *Sealed) String() string {
 func (*Sealed) ProtoMessage() {}
 
 func (x *Sealed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1119,7 @@ func (x *Sealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sealed.ProtoReflect.Descriptor instead.
 func (*Sealed) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Sealed) GetManifest() []byte {
@@ -1115,7 +1170,7 @@ type Content struct {
 
 func (x *Content) Reset() {
 	*x = Content{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1182,7 @@ func (x *Content) String() string {
 func (*Content) ProtoMessage() {}
 
 func (x *Content) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1195,7 @@ func (x *Content) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Content.ProtoReflect.Descriptor instead.
 func (*Content) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Content) GetId() []byte {
@@ -1251,7 +1306,7 @@ type Text struct {
 
 func (x *Text) Reset() {
 	*x = Text{}
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1318,7 @@ func (x *Text) String() string {
 func (*Text) ProtoMessage() {}
 
 func (x *Text) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_wire_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1331,7 @@ func (x *Text) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Text.ProtoReflect.Descriptor instead.
 func (*Text) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{12}
+	return file_wire_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Text) GetText() string {
@@ -1297,7 +1352,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1364,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_wire_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1377,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13}
+	return file_wire_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Receipt) GetDelivered() [][]byte {
@@ -1350,7 +1405,7 @@ type News struct {
 
 func (x *News) Reset() {
 	*x = News{}
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1417,7 @@ func (x *News) String() string {
 func (*News) ProtoMessage() {}
 
 func (x *News) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_wire_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1430,7 @@ func (x *News) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use News.ProtoReflect.Descriptor instead.
 func (*News) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{14}
+	return file_wire_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *News) GetManifest() *Signed {
@@ -1402,7 +1457,7 @@ type Accept struct {
 
 func (x *Accept) Reset() {
 	*x = Accept{}
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1469,7 @@ func (x *Accept) String() string {
 func (*Accept) ProtoMessage() {}
 
 func (x *Accept) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1482,7 @@ func (x *Accept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accept.ProtoReflect.Descriptor instead.
 func (*Accept) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{15}
+	return file_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Accept) GetNews() *News {
@@ -1448,7 +1503,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1515,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[16]
+	mi := &file_wire_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1528,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{16}
+	return file_wire_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Delivery) GetEnvelopes() [][]byte {
@@ -1492,7 +1547,7 @@ type DeliveryAnswer struct {
 
 func (x *DeliveryAnswer) Reset() {
 	*x = DeliveryAnswer{}
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1559,7 @@ func (x *DeliveryAnswer) String() string {
 func (*DeliveryAnswer) ProtoMessage() {}
 
 func (x *DeliveryAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[17]
+	mi := &file_wire_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1572,7 @@ func (x *DeliveryAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryAnswer.ProtoReflect.Descriptor instead.
 func (*DeliveryAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{17}
+	return file_wire_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeliveryAnswer) GetOutcomes() []*Outcome {
@@ -1538,7 +1593,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1605,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[18]
+	mi := &file_wire_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1618,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Outcome) GetStatus() Status {
@@ -1601,7 +1656,7 @@ type DecryptionError struct {
 
 func (x *DecryptionError) Reset() {
 	*x = DecryptionError{}
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1668,7 @@ func (x *DecryptionError) String() string {
 func (*DecryptionError) ProtoMessage() {}
 
 func (x *DecryptionError) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[19]
+	mi := &file_wire_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1681,7 @@ func (x *DecryptionError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecryptionError.ProtoReflect.Descriptor instead.
 func (*DecryptionError) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DecryptionError) GetEnvelope() []byte {
@@ -1667,7 +1722,7 @@ type PreKeyChallenge struct {
 
 func (x *PreKeyChallenge) Reset() {
 	*x = PreKeyChallenge{}
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1734,7 @@ func (x *PreKeyChallenge) String() string {
 func (*PreKeyChallenge) ProtoMessage() {}
 
 func (x *PreKeyChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[20]
+	mi := &file_wire_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1747,7 @@ func (x *PreKeyChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreKeyChallenge.ProtoReflect.Descriptor instead.
 func (*PreKeyChallenge) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PreKeyChallenge) GetNonce() []byte {
@@ -1712,7 +1767,7 @@ type PreKeyRequest struct {
 
 func (x *PreKeyRequest) Reset() {
 	*x = PreKeyRequest{}
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1779,7 @@ func (x *PreKeyRequest) String() string {
 func (*PreKeyRequest) ProtoMessage() {}
 
 func (x *PreKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[21]
+	mi := &file_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1792,7 @@ func (x *PreKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreKeyRequest.ProtoReflect.Descriptor instead.
 func (*PreKeyRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PreKeyRequest) GetNonce() []byte {
@@ -1767,7 +1822,7 @@ type PreKeyAnswer struct {
 
 func (x *PreKeyAnswer) Reset() {
 	*x = PreKeyAnswer{}
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1834,7 @@ func (x *PreKeyAnswer) String() string {
 func (*PreKeyAnswer) ProtoMessage() {}
 
 func (x *PreKeyAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[22]
+	mi := &file_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1847,7 @@ func (x *PreKeyAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreKeyAnswer.ProtoReflect.Descriptor instead.
 func (*PreKeyAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PreKeyAnswer) GetManifest() *Signed {
@@ -1831,14 +1886,14 @@ type RecordBody struct {
 	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`
 	Bundles       []*Signed              `protobuf:"bytes,4,rep,name=bundles,proto3" json:"bundles,omitempty"` // one for each device
 	Endpoints     []*Endpoint            `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Relays        [][]byte               `protobuf:"bytes,6,rep,name=relays,proto3" json:"relays,omitempty"` // reserved until relays are built
+	Mail          *Mail                  `protobuf:"bytes,7,opt,name=mail,proto3" json:"mail,omitempty"` // contact boxes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RecordBody) Reset() {
 	*x = RecordBody{}
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +1905,7 @@ func (x *RecordBody) String() string {
 func (*RecordBody) ProtoMessage() {}
 
 func (x *RecordBody) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[23]
+	mi := &file_wire_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +1918,7 @@ func (x *RecordBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordBody.ProtoReflect.Descriptor instead.
 func (*RecordBody) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RecordBody) GetManifest() *Signed {
@@ -1901,9 +1956,9 @@ func (x *RecordBody) GetEndpoints() []*Endpoint {
 	return nil
 }
 
-func (x *RecordBody) GetRelays() [][]byte {
+func (x *RecordBody) GetMail() *Mail {
 	if x != nil {
-		return x.Relays
+		return x.Mail
 	}
 	return nil
 }
@@ -1918,7 +1973,7 @@ type RecordRequest struct {
 
 func (x *RecordRequest) Reset() {
 	*x = RecordRequest{}
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +1985,7 @@ func (x *RecordRequest) String() string {
 func (*RecordRequest) ProtoMessage() {}
 
 func (x *RecordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[24]
+	mi := &file_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +1998,7 @@ func (x *RecordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordRequest.ProtoReflect.Descriptor instead.
 func (*RecordRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RecordRequest) GetKeys() [][]byte {
@@ -1962,7 +2017,7 @@ type RecordAnswer struct {
 
 func (x *RecordAnswer) Reset() {
 	*x = RecordAnswer{}
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2029,7 @@ func (x *RecordAnswer) String() string {
 func (*RecordAnswer) ProtoMessage() {}
 
 func (x *RecordAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[25]
+	mi := &file_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2042,7 @@ func (x *RecordAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAnswer.ProtoReflect.Descriptor instead.
 func (*RecordAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RecordAnswer) GetRecords() [][]byte {
@@ -2026,7 +2081,7 @@ type RelayRequest struct {
 
 func (x *RelayRequest) Reset() {
 	*x = RelayRequest{}
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2093,7 @@ func (x *RelayRequest) String() string {
 func (*RelayRequest) ProtoMessage() {}
 
 func (x *RelayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[26]
+	mi := &file_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2106,7 @@ func (x *RelayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayRequest.ProtoReflect.Descriptor instead.
 func (*RelayRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RelayRequest) GetCommand() isRelayRequest_Command {
@@ -2327,7 +2382,7 @@ type RelayAnswer struct {
 
 func (x *RelayAnswer) Reset() {
 	*x = RelayAnswer{}
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2394,7 @@ func (x *RelayAnswer) String() string {
 func (*RelayAnswer) ProtoMessage() {}
 
 func (x *RelayAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[27]
+	mi := &file_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2407,7 @@ func (x *RelayAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayAnswer.ProtoReflect.Descriptor instead.
 func (*RelayAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RelayAnswer) GetStatus() RelayStatus {
@@ -2516,7 +2571,7 @@ type RelayInfoRequest struct {
 
 func (x *RelayInfoRequest) Reset() {
 	*x = RelayInfoRequest{}
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2528,7 +2583,7 @@ func (x *RelayInfoRequest) String() string {
 func (*RelayInfoRequest) ProtoMessage() {}
 
 func (x *RelayInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[28]
+	mi := &file_wire_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2541,7 +2596,7 @@ func (x *RelayInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayInfoRequest.ProtoReflect.Descriptor instead.
 func (*RelayInfoRequest) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_proto_rawDescGZIP(), []int{29}
 }
 
 // RelayInfo is what a relay says of itself. It proves nothing.
@@ -2563,7 +2618,7 @@ type RelayInfo struct {
 
 func (x *RelayInfo) Reset() {
 	*x = RelayInfo{}
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2575,7 +2630,7 @@ func (x *RelayInfo) String() string {
 func (*RelayInfo) ProtoMessage() {}
 
 func (x *RelayInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[29]
+	mi := &file_wire_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2588,7 +2643,7 @@ func (x *RelayInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayInfo.ProtoReflect.Descriptor instead.
 func (*RelayInfo) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RelayInfo) GetTime() int64 {
@@ -2674,7 +2729,7 @@ type RelayQuota struct {
 
 func (x *RelayQuota) Reset() {
 	*x = RelayQuota{}
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2686,7 +2741,7 @@ func (x *RelayQuota) String() string {
 func (*RelayQuota) ProtoMessage() {}
 
 func (x *RelayQuota) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[30]
+	mi := &file_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2699,7 +2754,7 @@ func (x *RelayQuota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayQuota.ProtoReflect.Descriptor instead.
 func (*RelayQuota) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RelayQuota) GetKind() QueueKind {
@@ -2749,7 +2804,7 @@ type RelayClaim struct {
 
 func (x *RelayClaim) Reset() {
 	*x = RelayClaim{}
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +2816,7 @@ func (x *RelayClaim) String() string {
 func (*RelayClaim) ProtoMessage() {}
 
 func (x *RelayClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[31]
+	mi := &file_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +2829,7 @@ func (x *RelayClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayClaim.ProtoReflect.Descriptor instead.
 func (*RelayClaim) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RelayClaim) GetBody() []byte {
@@ -2804,7 +2859,7 @@ type RelayClaimBody struct {
 
 func (x *RelayClaimBody) Reset() {
 	*x = RelayClaimBody{}
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +2871,7 @@ func (x *RelayClaimBody) String() string {
 func (*RelayClaimBody) ProtoMessage() {}
 
 func (x *RelayClaimBody) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[32]
+	mi := &file_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +2884,7 @@ func (x *RelayClaimBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayClaimBody.ProtoReflect.Descriptor instead.
 func (*RelayClaimBody) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RelayClaimBody) GetClaim() isRelayClaimBody_Claim {
@@ -2888,7 +2943,7 @@ type RelayCreate struct {
 
 func (x *RelayCreate) Reset() {
 	*x = RelayCreate{}
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2900,7 +2955,7 @@ func (x *RelayCreate) String() string {
 func (*RelayCreate) ProtoMessage() {}
 
 func (x *RelayCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[33]
+	mi := &file_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2913,7 +2968,7 @@ func (x *RelayCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayCreate.ProtoReflect.Descriptor instead.
 func (*RelayCreate) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RelayCreate) GetReader() []byte {
@@ -2967,7 +3022,7 @@ type RelayAttach struct {
 
 func (x *RelayAttach) Reset() {
 	*x = RelayAttach{}
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2979,7 +3034,7 @@ func (x *RelayAttach) String() string {
 func (*RelayAttach) ProtoMessage() {}
 
 func (x *RelayAttach) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[34]
+	mi := &file_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2992,7 +3047,7 @@ func (x *RelayAttach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayAttach.ProtoReflect.Descriptor instead.
 func (*RelayAttach) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RelayAttach) GetReaders() [][]byte {
@@ -3011,7 +3066,7 @@ type RelayQueues struct {
 
 func (x *RelayQueues) Reset() {
 	*x = RelayQueues{}
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3023,7 +3078,7 @@ func (x *RelayQueues) String() string {
 func (*RelayQueues) ProtoMessage() {}
 
 func (x *RelayQueues) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[35]
+	mi := &file_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3036,7 +3091,7 @@ func (x *RelayQueues) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayQueues.ProtoReflect.Descriptor instead.
 func (*RelayQueues) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RelayQueues) GetQueues() []*RelayQueue {
@@ -3058,7 +3113,7 @@ type RelayQueue struct {
 
 func (x *RelayQueue) Reset() {
 	*x = RelayQueue{}
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3125,7 @@ func (x *RelayQueue) String() string {
 func (*RelayQueue) ProtoMessage() {}
 
 func (x *RelayQueue) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[36]
+	mi := &file_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +3138,7 @@ func (x *RelayQueue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayQueue.ProtoReflect.Descriptor instead.
 func (*RelayQueue) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RelayQueue) GetKnown() bool {
@@ -3124,7 +3179,7 @@ type RelayRenew struct {
 
 func (x *RelayRenew) Reset() {
 	*x = RelayRenew{}
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3136,7 +3191,7 @@ func (x *RelayRenew) String() string {
 func (*RelayRenew) ProtoMessage() {}
 
 func (x *RelayRenew) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[37]
+	mi := &file_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3149,7 +3204,7 @@ func (x *RelayRenew) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayRenew.ProtoReflect.Descriptor instead.
 func (*RelayRenew) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *RelayRenew) GetQueues() [][]byte {
@@ -3178,7 +3233,7 @@ type RelaySetAccess struct {
 
 func (x *RelaySetAccess) Reset() {
 	*x = RelaySetAccess{}
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3245,7 @@ func (x *RelaySetAccess) String() string {
 func (*RelaySetAccess) ProtoMessage() {}
 
 func (x *RelaySetAccess) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[38]
+	mi := &file_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3258,7 @@ func (x *RelaySetAccess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelaySetAccess.ProtoReflect.Descriptor instead.
 func (*RelaySetAccess) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RelaySetAccess) GetQueue() []byte {
@@ -3236,7 +3291,7 @@ type RelayDrop struct {
 
 func (x *RelayDrop) Reset() {
 	*x = RelayDrop{}
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3248,7 +3303,7 @@ func (x *RelayDrop) String() string {
 func (*RelayDrop) ProtoMessage() {}
 
 func (x *RelayDrop) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[39]
+	mi := &file_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3261,7 +3316,7 @@ func (x *RelayDrop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayDrop.ProtoReflect.Descriptor instead.
 func (*RelayDrop) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RelayDrop) GetQueue() []byte {
@@ -3288,7 +3343,7 @@ type RelayDeposit struct {
 
 func (x *RelayDeposit) Reset() {
 	*x = RelayDeposit{}
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3355,7 @@ func (x *RelayDeposit) String() string {
 func (*RelayDeposit) ProtoMessage() {}
 
 func (x *RelayDeposit) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[40]
+	mi := &file_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3368,7 @@ func (x *RelayDeposit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayDeposit.ProtoReflect.Descriptor instead.
 func (*RelayDeposit) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RelayDeposit) GetQueue() []byte {
@@ -3407,7 +3462,7 @@ type RelayReceipt struct {
 
 func (x *RelayReceipt) Reset() {
 	*x = RelayReceipt{}
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3474,7 @@ func (x *RelayReceipt) String() string {
 func (*RelayReceipt) ProtoMessage() {}
 
 func (x *RelayReceipt) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[41]
+	mi := &file_wire_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3487,7 @@ func (x *RelayReceipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayReceipt.ProtoReflect.Descriptor instead.
 func (*RelayReceipt) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{41}
+	return file_wire_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RelayReceipt) GetIndex() uint32 {
@@ -3482,7 +3537,7 @@ type RelayPoll struct {
 
 func (x *RelayPoll) Reset() {
 	*x = RelayPoll{}
-	mi := &file_wire_proto_msgTypes[42]
+	mi := &file_wire_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3494,7 +3549,7 @@ func (x *RelayPoll) String() string {
 func (*RelayPoll) ProtoMessage() {}
 
 func (x *RelayPoll) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[42]
+	mi := &file_wire_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3507,7 +3562,7 @@ func (x *RelayPoll) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayPoll.ProtoReflect.Descriptor instead.
 func (*RelayPoll) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{42}
+	return file_wire_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RelayPoll) GetAfter() uint64 {
@@ -3548,7 +3603,7 @@ type RelayCursor struct {
 
 func (x *RelayCursor) Reset() {
 	*x = RelayCursor{}
-	mi := &file_wire_proto_msgTypes[43]
+	mi := &file_wire_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3560,7 +3615,7 @@ func (x *RelayCursor) String() string {
 func (*RelayCursor) ProtoMessage() {}
 
 func (x *RelayCursor) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[43]
+	mi := &file_wire_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3573,7 +3628,7 @@ func (x *RelayCursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayCursor.ProtoReflect.Descriptor instead.
 func (*RelayCursor) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{43}
+	return file_wire_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RelayCursor) GetQueue() []byte {
@@ -3600,7 +3655,7 @@ type RelayEntries struct {
 
 func (x *RelayEntries) Reset() {
 	*x = RelayEntries{}
-	mi := &file_wire_proto_msgTypes[44]
+	mi := &file_wire_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3612,7 +3667,7 @@ func (x *RelayEntries) String() string {
 func (*RelayEntries) ProtoMessage() {}
 
 func (x *RelayEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[44]
+	mi := &file_wire_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3625,7 +3680,7 @@ func (x *RelayEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayEntries.ProtoReflect.Descriptor instead.
 func (*RelayEntries) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{44}
+	return file_wire_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RelayEntries) GetEntries() []*RelayEntry {
@@ -3653,7 +3708,7 @@ type RelayEntry struct {
 
 func (x *RelayEntry) Reset() {
 	*x = RelayEntry{}
-	mi := &file_wire_proto_msgTypes[45]
+	mi := &file_wire_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3665,7 +3720,7 @@ func (x *RelayEntry) String() string {
 func (*RelayEntry) ProtoMessage() {}
 
 func (x *RelayEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[45]
+	mi := &file_wire_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3678,7 +3733,7 @@ func (x *RelayEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayEntry.ProtoReflect.Descriptor instead.
 func (*RelayEntry) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{45}
+	return file_wire_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RelayEntry) GetQueue() []byte {
@@ -3711,7 +3766,7 @@ type RelayDelete struct {
 
 func (x *RelayDelete) Reset() {
 	*x = RelayDelete{}
-	mi := &file_wire_proto_msgTypes[46]
+	mi := &file_wire_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3723,7 +3778,7 @@ func (x *RelayDelete) String() string {
 func (*RelayDelete) ProtoMessage() {}
 
 func (x *RelayDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[46]
+	mi := &file_wire_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3736,7 +3791,7 @@ func (x *RelayDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayDelete.ProtoReflect.Descriptor instead.
 func (*RelayDelete) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{46}
+	return file_wire_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RelayDelete) GetDeletions() []*RelayDeletion {
@@ -3756,7 +3811,7 @@ type RelayDeletion struct {
 
 func (x *RelayDeletion) Reset() {
 	*x = RelayDeletion{}
-	mi := &file_wire_proto_msgTypes[47]
+	mi := &file_wire_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3768,7 +3823,7 @@ func (x *RelayDeletion) String() string {
 func (*RelayDeletion) ProtoMessage() {}
 
 func (x *RelayDeletion) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[47]
+	mi := &file_wire_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3781,7 +3836,7 @@ func (x *RelayDeletion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayDeletion.ProtoReflect.Descriptor instead.
 func (*RelayDeletion) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{47}
+	return file_wire_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RelayDeletion) GetQueue() []byte {
@@ -3812,7 +3867,7 @@ type RelayPutKeys struct {
 
 func (x *RelayPutKeys) Reset() {
 	*x = RelayPutKeys{}
-	mi := &file_wire_proto_msgTypes[48]
+	mi := &file_wire_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3824,7 +3879,7 @@ func (x *RelayPutKeys) String() string {
 func (*RelayPutKeys) ProtoMessage() {}
 
 func (x *RelayPutKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[48]
+	mi := &file_wire_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3837,7 +3892,7 @@ func (x *RelayPutKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayPutKeys.ProtoReflect.Descriptor instead.
 func (*RelayPutKeys) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{48}
+	return file_wire_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RelayPutKeys) GetQueue() []byte {
@@ -3883,7 +3938,7 @@ type RelayTakeKey struct {
 
 func (x *RelayTakeKey) Reset() {
 	*x = RelayTakeKey{}
-	mi := &file_wire_proto_msgTypes[49]
+	mi := &file_wire_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3895,7 +3950,7 @@ func (x *RelayTakeKey) String() string {
 func (*RelayTakeKey) ProtoMessage() {}
 
 func (x *RelayTakeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[49]
+	mi := &file_wire_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3908,7 +3963,7 @@ func (x *RelayTakeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayTakeKey.ProtoReflect.Descriptor instead.
 func (*RelayTakeKey) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{49}
+	return file_wire_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RelayTakeKey) GetQueue() []byte {
@@ -3977,7 +4032,7 @@ type RelayKeyWork struct {
 
 func (x *RelayKeyWork) Reset() {
 	*x = RelayKeyWork{}
-	mi := &file_wire_proto_msgTypes[50]
+	mi := &file_wire_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3989,7 +4044,7 @@ func (x *RelayKeyWork) String() string {
 func (*RelayKeyWork) ProtoMessage() {}
 
 func (x *RelayKeyWork) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[50]
+	mi := &file_wire_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4002,7 +4057,7 @@ func (x *RelayKeyWork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayKeyWork.ProtoReflect.Descriptor instead.
 func (*RelayKeyWork) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{50}
+	return file_wire_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RelayKeyWork) GetSalt() []byte {
@@ -4035,7 +4090,7 @@ type RelayKey struct {
 
 func (x *RelayKey) Reset() {
 	*x = RelayKey{}
-	mi := &file_wire_proto_msgTypes[51]
+	mi := &file_wire_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4047,7 +4102,7 @@ func (x *RelayKey) String() string {
 func (*RelayKey) ProtoMessage() {}
 
 func (x *RelayKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[51]
+	mi := &file_wire_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4060,7 +4115,7 @@ func (x *RelayKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayKey.ProtoReflect.Descriptor instead.
 func (*RelayKey) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{51}
+	return file_wire_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RelayKey) GetKey() []byte {
@@ -4080,7 +4135,7 @@ type RelayCountKeys struct {
 
 func (x *RelayCountKeys) Reset() {
 	*x = RelayCountKeys{}
-	mi := &file_wire_proto_msgTypes[52]
+	mi := &file_wire_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4092,7 +4147,7 @@ func (x *RelayCountKeys) String() string {
 func (*RelayCountKeys) ProtoMessage() {}
 
 func (x *RelayCountKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[52]
+	mi := &file_wire_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4105,7 +4160,7 @@ func (x *RelayCountKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayCountKeys.ProtoReflect.Descriptor instead.
 func (*RelayCountKeys) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{52}
+	return file_wire_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RelayCountKeys) GetQueue() []byte {
@@ -4131,7 +4186,7 @@ type RelayCount struct {
 
 func (x *RelayCount) Reset() {
 	*x = RelayCount{}
-	mi := &file_wire_proto_msgTypes[53]
+	mi := &file_wire_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4143,7 +4198,7 @@ func (x *RelayCount) String() string {
 func (*RelayCount) ProtoMessage() {}
 
 func (x *RelayCount) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[53]
+	mi := &file_wire_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4156,7 +4211,7 @@ func (x *RelayCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayCount.ProtoReflect.Descriptor instead.
 func (*RelayCount) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{53}
+	return file_wire_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RelayCount) GetCount() uint32 {
@@ -4178,7 +4233,7 @@ type RelayPutRecords struct {
 
 func (x *RelayPutRecords) Reset() {
 	*x = RelayPutRecords{}
-	mi := &file_wire_proto_msgTypes[54]
+	mi := &file_wire_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4190,7 +4245,7 @@ func (x *RelayPutRecords) String() string {
 func (*RelayPutRecords) ProtoMessage() {}
 
 func (x *RelayPutRecords) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[54]
+	mi := &file_wire_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4203,7 +4258,7 @@ func (x *RelayPutRecords) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayPutRecords.ProtoReflect.Descriptor instead.
 func (*RelayPutRecords) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{54}
+	return file_wire_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RelayPutRecords) GetQueue() []byte {
@@ -4241,7 +4296,7 @@ type RelayPutBlob struct {
 
 func (x *RelayPutBlob) Reset() {
 	*x = RelayPutBlob{}
-	mi := &file_wire_proto_msgTypes[55]
+	mi := &file_wire_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4253,7 +4308,7 @@ func (x *RelayPutBlob) String() string {
 func (*RelayPutBlob) ProtoMessage() {}
 
 func (x *RelayPutBlob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[55]
+	mi := &file_wire_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4266,7 +4321,7 @@ func (x *RelayPutBlob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayPutBlob.ProtoReflect.Descriptor instead.
 func (*RelayPutBlob) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{55}
+	return file_wire_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RelayPutBlob) GetQueue() []byte {
@@ -4321,7 +4376,7 @@ type RelayGetBlob struct {
 
 func (x *RelayGetBlob) Reset() {
 	*x = RelayGetBlob{}
-	mi := &file_wire_proto_msgTypes[56]
+	mi := &file_wire_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4333,7 +4388,7 @@ func (x *RelayGetBlob) String() string {
 func (*RelayGetBlob) ProtoMessage() {}
 
 func (x *RelayGetBlob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[56]
+	mi := &file_wire_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4346,7 +4401,7 @@ func (x *RelayGetBlob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayGetBlob.ProtoReflect.Descriptor instead.
 func (*RelayGetBlob) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{56}
+	return file_wire_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RelayGetBlob) GetHandle() []byte {
@@ -4373,7 +4428,7 @@ type RelayChunk struct {
 
 func (x *RelayChunk) Reset() {
 	*x = RelayChunk{}
-	mi := &file_wire_proto_msgTypes[57]
+	mi := &file_wire_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4385,7 +4440,7 @@ func (x *RelayChunk) String() string {
 func (*RelayChunk) ProtoMessage() {}
 
 func (x *RelayChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[57]
+	mi := &file_wire_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4398,7 +4453,7 @@ func (x *RelayChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayChunk.ProtoReflect.Descriptor instead.
 func (*RelayChunk) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{57}
+	return file_wire_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RelayChunk) GetCount() uint32 {
@@ -4425,7 +4480,7 @@ type RelayDropBlob struct {
 
 func (x *RelayDropBlob) Reset() {
 	*x = RelayDropBlob{}
-	mi := &file_wire_proto_msgTypes[58]
+	mi := &file_wire_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4437,7 +4492,7 @@ func (x *RelayDropBlob) String() string {
 func (*RelayDropBlob) ProtoMessage() {}
 
 func (x *RelayDropBlob) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[58]
+	mi := &file_wire_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4450,7 +4505,7 @@ func (x *RelayDropBlob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayDropBlob.ProtoReflect.Descriptor instead.
 func (*RelayDropBlob) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{58}
+	return file_wire_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *RelayDropBlob) GetQueue() []byte {
@@ -4477,7 +4532,7 @@ type RelayDialBack struct {
 
 func (x *RelayDialBack) Reset() {
 	*x = RelayDialBack{}
-	mi := &file_wire_proto_msgTypes[59]
+	mi := &file_wire_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4489,7 +4544,7 @@ func (x *RelayDialBack) String() string {
 func (*RelayDialBack) ProtoMessage() {}
 
 func (x *RelayDialBack) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[59]
+	mi := &file_wire_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4502,7 +4557,7 @@ func (x *RelayDialBack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayDialBack.ProtoReflect.Descriptor instead.
 func (*RelayDialBack) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{59}
+	return file_wire_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RelayDialBack) GetAddrs() [][]byte {
@@ -4521,7 +4576,7 @@ type RelayDialed struct {
 
 func (x *RelayDialed) Reset() {
 	*x = RelayDialed{}
-	mi := &file_wire_proto_msgTypes[60]
+	mi := &file_wire_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4533,7 +4588,7 @@ func (x *RelayDialed) String() string {
 func (*RelayDialed) ProtoMessage() {}
 
 func (x *RelayDialed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[60]
+	mi := &file_wire_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4546,7 +4601,7 @@ func (x *RelayDialed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayDialed.ProtoReflect.Descriptor instead.
 func (*RelayDialed) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{60}
+	return file_wire_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RelayDialed) GetReached() []bool {
@@ -4565,7 +4620,7 @@ type RelayDemand struct {
 
 func (x *RelayDemand) Reset() {
 	*x = RelayDemand{}
-	mi := &file_wire_proto_msgTypes[61]
+	mi := &file_wire_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4577,7 +4632,7 @@ func (x *RelayDemand) String() string {
 func (*RelayDemand) ProtoMessage() {}
 
 func (x *RelayDemand) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[61]
+	mi := &file_wire_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4590,7 +4645,7 @@ func (x *RelayDemand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayDemand.ProtoReflect.Descriptor instead.
 func (*RelayDemand) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{61}
+	return file_wire_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RelayDemand) GetBits() uint32 {
@@ -4613,7 +4668,7 @@ type Mailbox struct {
 
 func (x *Mailbox) Reset() {
 	*x = Mailbox{}
-	mi := &file_wire_proto_msgTypes[62]
+	mi := &file_wire_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4625,7 +4680,7 @@ func (x *Mailbox) String() string {
 func (*Mailbox) ProtoMessage() {}
 
 func (x *Mailbox) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[62]
+	mi := &file_wire_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4638,7 +4693,7 @@ func (x *Mailbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mailbox.ProtoReflect.Descriptor instead.
 func (*Mailbox) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{62}
+	return file_wire_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Mailbox) GetRelay() *Endpoint {
@@ -4709,20 +4764,23 @@ const file_wire_proto_rawDesc = "" +
 	"sender_tag\x18\x03 \x01(\fR\tsenderTag\x123\n" +
 	"\aprofile\x18\x04 \x01(\v2\x19.starling.wire.v1.ProfileR\aprofile\x12\x19\n" +
 	"\btoken_id\x18\x05 \x01(\fR\atokenId\x12\x1b\n" +
-	"\ttoken_mac\x18\x06 \x01(\fR\btokenMac\"\xbf\x01\n" +
+	"\ttoken_mac\x18\x06 \x01(\fR\btokenMac\"\xb4\x01\n" +
 	"\aProfile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
 	"\rlookup_secret\x18\x02 \x01(\fR\flookupSecret\x128\n" +
-	"\tendpoints\x18\x03 \x03(\v2\x1a.starling.wire.v1.EndpointR\tendpoints\x12\x16\n" +
-	"\x06relays\x18\x04 \x03(\fR\x06relays\x12)\n" +
-	"\x10reply_capability\x18\x05 \x01(\fR\x0freplyCapability\"E\n" +
+	"\tendpoints\x18\x03 \x03(\v2\x1a.starling.wire.v1.EndpointR\tendpoints\x12*\n" +
+	"\x04mail\x18\x06 \x01(\v2\x16.starling.wire.v1.MailR\x04mailJ\x04\b\x04\x10\x05J\x04\b\x05\x10\x06\"X\n" +
+	"\x04Mail\x12\x1c\n" +
+	"\tmailboxes\x18\x01 \x03(\fR\tmailboxes\x122\n" +
+	"\asealing\x18\x02 \x03(\v2\x18.starling.wire.v1.SignedR\asealing\"E\n" +
 	"\bEndpoint\x12#\n" +
 	"\rtransport_key\x18\x01 \x01(\fR\ftransportKey\x12\x14\n" +
-	"\x05addrs\x18\x02 \x03(\fR\x05addrs\"y\n" +
+	"\x05addrs\x18\x02 \x03(\fR\x05addrs\"\xb2\x01\n" +
 	"\bEnvelope\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x129\n" +
 	"\thandshake\x18\x02 \x01(\v2\x1b.starling.wire.v1.HandshakeR\thandshake\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\fR\amessage\"d\n" +
+	"\amessage\x18\x03 \x01(\fR\amessage\x127\n" +
+	"\x05error\x18\x04 \x01(\v2!.starling.wire.v1.DecryptionErrorR\x05error\"d\n" +
 	"\n" +
 	"SealingKey\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x16\n" +
@@ -4777,15 +4835,15 @@ const file_wire_proto_rawDesc = "" +
 	"\bmanifest\x18\x01 \x01(\v2\x18.starling.wire.v1.SignedR\bmanifest\x12*\n" +
 	"\x03day\x18\x02 \x01(\v2\x18.starling.wire.v1.SignedR\x03day\x123\n" +
 	"\bone_time\x18\x03 \x01(\v2\x18.starling.wire.v1.SignedR\aoneTime\x128\n" +
-	"\tendpoints\x18\x04 \x03(\v2\x1a.starling.wire.v1.EndpointR\tendpoints\"\xec\x01\n" +
+	"\tendpoints\x18\x04 \x03(\v2\x1a.starling.wire.v1.EndpointR\tendpoints\"\x86\x02\n" +
 	"\n" +
 	"RecordBody\x124\n" +
 	"\bmanifest\x18\x01 \x01(\v2\x18.starling.wire.v1.SignedR\bmanifest\x12\x10\n" +
 	"\x03day\x18\x02 \x01(\rR\x03day\x12\x10\n" +
 	"\x03seq\x18\x03 \x01(\x04R\x03seq\x122\n" +
 	"\abundles\x18\x04 \x03(\v2\x18.starling.wire.v1.SignedR\abundles\x128\n" +
-	"\tendpoints\x18\x05 \x03(\v2\x1a.starling.wire.v1.EndpointR\tendpoints\x12\x16\n" +
-	"\x06relays\x18\x06 \x03(\fR\x06relays\"#\n" +
+	"\tendpoints\x18\x05 \x03(\v2\x1a.starling.wire.v1.EndpointR\tendpoints\x12*\n" +
+	"\x04mail\x18\a \x01(\v2\x16.starling.wire.v1.MailR\x04mailJ\x04\b\x06\x10\a\"#\n" +
 	"\rRecordRequest\x12\x12\n" +
 	"\x04keys\x18\x01 \x03(\fR\x04keys\"(\n" +
 	"\fRecordAnswer\x12\x18\n" +
@@ -5025,7 +5083,7 @@ func file_wire_proto_rawDescGZIP() []byte {
 }
 
 var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_wire_proto_goTypes = []any{
 	(Role)(0),                // 0: starling.wire.v1.Role
 	(Status)(0),              // 1: starling.wire.v1.Status
@@ -5039,131 +5097,136 @@ var file_wire_proto_goTypes = []any{
 	(*Handshake)(nil),        // 9: starling.wire.v1.Handshake
 	(*Introduction)(nil),     // 10: starling.wire.v1.Introduction
 	(*Profile)(nil),          // 11: starling.wire.v1.Profile
-	(*Endpoint)(nil),         // 12: starling.wire.v1.Endpoint
-	(*Envelope)(nil),         // 13: starling.wire.v1.Envelope
-	(*SealingKey)(nil),       // 14: starling.wire.v1.SealingKey
-	(*Sealed)(nil),           // 15: starling.wire.v1.Sealed
-	(*Content)(nil),          // 16: starling.wire.v1.Content
-	(*Text)(nil),             // 17: starling.wire.v1.Text
-	(*Receipt)(nil),          // 18: starling.wire.v1.Receipt
-	(*News)(nil),             // 19: starling.wire.v1.News
-	(*Accept)(nil),           // 20: starling.wire.v1.Accept
-	(*Delivery)(nil),         // 21: starling.wire.v1.Delivery
-	(*DeliveryAnswer)(nil),   // 22: starling.wire.v1.DeliveryAnswer
-	(*Outcome)(nil),          // 23: starling.wire.v1.Outcome
-	(*DecryptionError)(nil),  // 24: starling.wire.v1.DecryptionError
-	(*PreKeyChallenge)(nil),  // 25: starling.wire.v1.PreKeyChallenge
-	(*PreKeyRequest)(nil),    // 26: starling.wire.v1.PreKeyRequest
-	(*PreKeyAnswer)(nil),     // 27: starling.wire.v1.PreKeyAnswer
-	(*RecordBody)(nil),       // 28: starling.wire.v1.RecordBody
-	(*RecordRequest)(nil),    // 29: starling.wire.v1.RecordRequest
-	(*RecordAnswer)(nil),     // 30: starling.wire.v1.RecordAnswer
-	(*RelayRequest)(nil),     // 31: starling.wire.v1.RelayRequest
-	(*RelayAnswer)(nil),      // 32: starling.wire.v1.RelayAnswer
-	(*RelayInfoRequest)(nil), // 33: starling.wire.v1.RelayInfoRequest
-	(*RelayInfo)(nil),        // 34: starling.wire.v1.RelayInfo
-	(*RelayQuota)(nil),       // 35: starling.wire.v1.RelayQuota
-	(*RelayClaim)(nil),       // 36: starling.wire.v1.RelayClaim
-	(*RelayClaimBody)(nil),   // 37: starling.wire.v1.RelayClaimBody
-	(*RelayCreate)(nil),      // 38: starling.wire.v1.RelayCreate
-	(*RelayAttach)(nil),      // 39: starling.wire.v1.RelayAttach
-	(*RelayQueues)(nil),      // 40: starling.wire.v1.RelayQueues
-	(*RelayQueue)(nil),       // 41: starling.wire.v1.RelayQueue
-	(*RelayRenew)(nil),       // 42: starling.wire.v1.RelayRenew
-	(*RelaySetAccess)(nil),   // 43: starling.wire.v1.RelaySetAccess
-	(*RelayDrop)(nil),        // 44: starling.wire.v1.RelayDrop
-	(*RelayDeposit)(nil),     // 45: starling.wire.v1.RelayDeposit
-	(*RelayReceipt)(nil),     // 46: starling.wire.v1.RelayReceipt
-	(*RelayPoll)(nil),        // 47: starling.wire.v1.RelayPoll
-	(*RelayCursor)(nil),      // 48: starling.wire.v1.RelayCursor
-	(*RelayEntries)(nil),     // 49: starling.wire.v1.RelayEntries
-	(*RelayEntry)(nil),       // 50: starling.wire.v1.RelayEntry
-	(*RelayDelete)(nil),      // 51: starling.wire.v1.RelayDelete
-	(*RelayDeletion)(nil),    // 52: starling.wire.v1.RelayDeletion
-	(*RelayPutKeys)(nil),     // 53: starling.wire.v1.RelayPutKeys
-	(*RelayTakeKey)(nil),     // 54: starling.wire.v1.RelayTakeKey
-	(*RelayKeyWork)(nil),     // 55: starling.wire.v1.RelayKeyWork
-	(*RelayKey)(nil),         // 56: starling.wire.v1.RelayKey
-	(*RelayCountKeys)(nil),   // 57: starling.wire.v1.RelayCountKeys
-	(*RelayCount)(nil),       // 58: starling.wire.v1.RelayCount
-	(*RelayPutRecords)(nil),  // 59: starling.wire.v1.RelayPutRecords
-	(*RelayPutBlob)(nil),     // 60: starling.wire.v1.RelayPutBlob
-	(*RelayGetBlob)(nil),     // 61: starling.wire.v1.RelayGetBlob
-	(*RelayChunk)(nil),       // 62: starling.wire.v1.RelayChunk
-	(*RelayDropBlob)(nil),    // 63: starling.wire.v1.RelayDropBlob
-	(*RelayDialBack)(nil),    // 64: starling.wire.v1.RelayDialBack
-	(*RelayDialed)(nil),      // 65: starling.wire.v1.RelayDialed
-	(*RelayDemand)(nil),      // 66: starling.wire.v1.RelayDemand
-	(*Mailbox)(nil),          // 67: starling.wire.v1.Mailbox
+	(*Mail)(nil),             // 12: starling.wire.v1.Mail
+	(*Endpoint)(nil),         // 13: starling.wire.v1.Endpoint
+	(*Envelope)(nil),         // 14: starling.wire.v1.Envelope
+	(*SealingKey)(nil),       // 15: starling.wire.v1.SealingKey
+	(*Sealed)(nil),           // 16: starling.wire.v1.Sealed
+	(*Content)(nil),          // 17: starling.wire.v1.Content
+	(*Text)(nil),             // 18: starling.wire.v1.Text
+	(*Receipt)(nil),          // 19: starling.wire.v1.Receipt
+	(*News)(nil),             // 20: starling.wire.v1.News
+	(*Accept)(nil),           // 21: starling.wire.v1.Accept
+	(*Delivery)(nil),         // 22: starling.wire.v1.Delivery
+	(*DeliveryAnswer)(nil),   // 23: starling.wire.v1.DeliveryAnswer
+	(*Outcome)(nil),          // 24: starling.wire.v1.Outcome
+	(*DecryptionError)(nil),  // 25: starling.wire.v1.DecryptionError
+	(*PreKeyChallenge)(nil),  // 26: starling.wire.v1.PreKeyChallenge
+	(*PreKeyRequest)(nil),    // 27: starling.wire.v1.PreKeyRequest
+	(*PreKeyAnswer)(nil),     // 28: starling.wire.v1.PreKeyAnswer
+	(*RecordBody)(nil),       // 29: starling.wire.v1.RecordBody
+	(*RecordRequest)(nil),    // 30: starling.wire.v1.RecordRequest
+	(*RecordAnswer)(nil),     // 31: starling.wire.v1.RecordAnswer
+	(*RelayRequest)(nil),     // 32: starling.wire.v1.RelayRequest
+	(*RelayAnswer)(nil),      // 33: starling.wire.v1.RelayAnswer
+	(*RelayInfoRequest)(nil), // 34: starling.wire.v1.RelayInfoRequest
+	(*RelayInfo)(nil),        // 35: starling.wire.v1.RelayInfo
+	(*RelayQuota)(nil),       // 36: starling.wire.v1.RelayQuota
+	(*RelayClaim)(nil),       // 37: starling.wire.v1.RelayClaim
+	(*RelayClaimBody)(nil),   // 38: starling.wire.v1.RelayClaimBody
+	(*RelayCreate)(nil),      // 39: starling.wire.v1.RelayCreate
+	(*RelayAttach)(nil),      // 40: starling.wire.v1.RelayAttach
+	(*RelayQueues)(nil),      // 41: starling.wire.v1.RelayQueues
+	(*RelayQueue)(nil),       // 42: starling.wire.v1.RelayQueue
+	(*RelayRenew)(nil),       // 43: starling.wire.v1.RelayRenew
+	(*RelaySetAccess)(nil),   // 44: starling.wire.v1.RelaySetAccess
+	(*RelayDrop)(nil),        // 45: starling.wire.v1.RelayDrop
+	(*RelayDeposit)(nil),     // 46: starling.wire.v1.RelayDeposit
+	(*RelayReceipt)(nil),     // 47: starling.wire.v1.RelayReceipt
+	(*RelayPoll)(nil),        // 48: starling.wire.v1.RelayPoll
+	(*RelayCursor)(nil),      // 49: starling.wire.v1.RelayCursor
+	(*RelayEntries)(nil),     // 50: starling.wire.v1.RelayEntries
+	(*RelayEntry)(nil),       // 51: starling.wire.v1.RelayEntry
+	(*RelayDelete)(nil),      // 52: starling.wire.v1.RelayDelete
+	(*RelayDeletion)(nil),    // 53: starling.wire.v1.RelayDeletion
+	(*RelayPutKeys)(nil),     // 54: starling.wire.v1.RelayPutKeys
+	(*RelayTakeKey)(nil),     // 55: starling.wire.v1.RelayTakeKey
+	(*RelayKeyWork)(nil),     // 56: starling.wire.v1.RelayKeyWork
+	(*RelayKey)(nil),         // 57: starling.wire.v1.RelayKey
+	(*RelayCountKeys)(nil),   // 58: starling.wire.v1.RelayCountKeys
+	(*RelayCount)(nil),       // 59: starling.wire.v1.RelayCount
+	(*RelayPutRecords)(nil),  // 60: starling.wire.v1.RelayPutRecords
+	(*RelayPutBlob)(nil),     // 61: starling.wire.v1.RelayPutBlob
+	(*RelayGetBlob)(nil),     // 62: starling.wire.v1.RelayGetBlob
+	(*RelayChunk)(nil),       // 63: starling.wire.v1.RelayChunk
+	(*RelayDropBlob)(nil),    // 64: starling.wire.v1.RelayDropBlob
+	(*RelayDialBack)(nil),    // 65: starling.wire.v1.RelayDialBack
+	(*RelayDialed)(nil),      // 66: starling.wire.v1.RelayDialed
+	(*RelayDemand)(nil),      // 67: starling.wire.v1.RelayDemand
+	(*Mailbox)(nil),          // 68: starling.wire.v1.Mailbox
 }
 var file_wire_proto_depIdxs = []int32{
 	7,  // 0: starling.wire.v1.Manifest.devices:type_name -> starling.wire.v1.Device
 	0,  // 1: starling.wire.v1.Bundle.role:type_name -> starling.wire.v1.Role
 	5,  // 2: starling.wire.v1.Introduction.manifest:type_name -> starling.wire.v1.Signed
 	11, // 3: starling.wire.v1.Introduction.profile:type_name -> starling.wire.v1.Profile
-	12, // 4: starling.wire.v1.Profile.endpoints:type_name -> starling.wire.v1.Endpoint
-	9,  // 5: starling.wire.v1.Envelope.handshake:type_name -> starling.wire.v1.Handshake
-	17, // 6: starling.wire.v1.Content.text:type_name -> starling.wire.v1.Text
-	18, // 7: starling.wire.v1.Content.receipt:type_name -> starling.wire.v1.Receipt
-	19, // 8: starling.wire.v1.Content.news:type_name -> starling.wire.v1.News
-	20, // 9: starling.wire.v1.Content.accept:type_name -> starling.wire.v1.Accept
-	5,  // 10: starling.wire.v1.News.manifest:type_name -> starling.wire.v1.Signed
-	11, // 11: starling.wire.v1.News.profile:type_name -> starling.wire.v1.Profile
-	19, // 12: starling.wire.v1.Accept.news:type_name -> starling.wire.v1.News
-	23, // 13: starling.wire.v1.DeliveryAnswer.outcomes:type_name -> starling.wire.v1.Outcome
-	1,  // 14: starling.wire.v1.Outcome.status:type_name -> starling.wire.v1.Status
-	24, // 15: starling.wire.v1.Outcome.error:type_name -> starling.wire.v1.DecryptionError
-	2,  // 16: starling.wire.v1.DecryptionError.reason:type_name -> starling.wire.v1.Reason
-	5,  // 17: starling.wire.v1.PreKeyAnswer.manifest:type_name -> starling.wire.v1.Signed
-	5,  // 18: starling.wire.v1.PreKeyAnswer.day:type_name -> starling.wire.v1.Signed
-	5,  // 19: starling.wire.v1.PreKeyAnswer.one_time:type_name -> starling.wire.v1.Signed
-	12, // 20: starling.wire.v1.PreKeyAnswer.endpoints:type_name -> starling.wire.v1.Endpoint
-	5,  // 21: starling.wire.v1.RecordBody.manifest:type_name -> starling.wire.v1.Signed
-	5,  // 22: starling.wire.v1.RecordBody.bundles:type_name -> starling.wire.v1.Signed
-	12, // 23: starling.wire.v1.RecordBody.endpoints:type_name -> starling.wire.v1.Endpoint
-	33, // 24: starling.wire.v1.RelayRequest.info:type_name -> starling.wire.v1.RelayInfoRequest
-	36, // 25: starling.wire.v1.RelayRequest.claim:type_name -> starling.wire.v1.RelayClaim
-	42, // 26: starling.wire.v1.RelayRequest.renew:type_name -> starling.wire.v1.RelayRenew
-	43, // 27: starling.wire.v1.RelayRequest.set_access:type_name -> starling.wire.v1.RelaySetAccess
-	44, // 28: starling.wire.v1.RelayRequest.drop:type_name -> starling.wire.v1.RelayDrop
-	45, // 29: starling.wire.v1.RelayRequest.deposit:type_name -> starling.wire.v1.RelayDeposit
-	47, // 30: starling.wire.v1.RelayRequest.poll:type_name -> starling.wire.v1.RelayPoll
-	51, // 31: starling.wire.v1.RelayRequest.delete:type_name -> starling.wire.v1.RelayDelete
-	53, // 32: starling.wire.v1.RelayRequest.put_keys:type_name -> starling.wire.v1.RelayPutKeys
-	54, // 33: starling.wire.v1.RelayRequest.take_key:type_name -> starling.wire.v1.RelayTakeKey
-	57, // 34: starling.wire.v1.RelayRequest.count_keys:type_name -> starling.wire.v1.RelayCountKeys
-	59, // 35: starling.wire.v1.RelayRequest.put_records:type_name -> starling.wire.v1.RelayPutRecords
-	60, // 36: starling.wire.v1.RelayRequest.put_blob:type_name -> starling.wire.v1.RelayPutBlob
-	61, // 37: starling.wire.v1.RelayRequest.get_blob:type_name -> starling.wire.v1.RelayGetBlob
-	63, // 38: starling.wire.v1.RelayRequest.drop_blob:type_name -> starling.wire.v1.RelayDropBlob
-	64, // 39: starling.wire.v1.RelayRequest.dial_back:type_name -> starling.wire.v1.RelayDialBack
-	3,  // 40: starling.wire.v1.RelayAnswer.status:type_name -> starling.wire.v1.RelayStatus
-	34, // 41: starling.wire.v1.RelayAnswer.info:type_name -> starling.wire.v1.RelayInfo
-	40, // 42: starling.wire.v1.RelayAnswer.queues:type_name -> starling.wire.v1.RelayQueues
-	46, // 43: starling.wire.v1.RelayAnswer.receipt:type_name -> starling.wire.v1.RelayReceipt
-	49, // 44: starling.wire.v1.RelayAnswer.entries:type_name -> starling.wire.v1.RelayEntries
-	56, // 45: starling.wire.v1.RelayAnswer.key:type_name -> starling.wire.v1.RelayKey
-	58, // 46: starling.wire.v1.RelayAnswer.count:type_name -> starling.wire.v1.RelayCount
-	62, // 47: starling.wire.v1.RelayAnswer.chunk:type_name -> starling.wire.v1.RelayChunk
-	65, // 48: starling.wire.v1.RelayAnswer.dialed:type_name -> starling.wire.v1.RelayDialed
-	66, // 49: starling.wire.v1.RelayAnswer.demand:type_name -> starling.wire.v1.RelayDemand
-	4,  // 50: starling.wire.v1.RelayInfo.kinds:type_name -> starling.wire.v1.QueueKind
-	35, // 51: starling.wire.v1.RelayInfo.quotas:type_name -> starling.wire.v1.RelayQuota
-	4,  // 52: starling.wire.v1.RelayQuota.kind:type_name -> starling.wire.v1.QueueKind
-	38, // 53: starling.wire.v1.RelayClaimBody.create:type_name -> starling.wire.v1.RelayCreate
-	39, // 54: starling.wire.v1.RelayClaimBody.attach:type_name -> starling.wire.v1.RelayAttach
-	4,  // 55: starling.wire.v1.RelayCreate.kind:type_name -> starling.wire.v1.QueueKind
-	41, // 56: starling.wire.v1.RelayQueues.queues:type_name -> starling.wire.v1.RelayQueue
-	48, // 57: starling.wire.v1.RelayPoll.cursors:type_name -> starling.wire.v1.RelayCursor
-	50, // 58: starling.wire.v1.RelayEntries.entries:type_name -> starling.wire.v1.RelayEntry
-	52, // 59: starling.wire.v1.RelayDelete.deletions:type_name -> starling.wire.v1.RelayDeletion
-	55, // 60: starling.wire.v1.RelayTakeKey.work:type_name -> starling.wire.v1.RelayKeyWork
-	12, // 61: starling.wire.v1.Mailbox.relay:type_name -> starling.wire.v1.Endpoint
-	62, // [62:62] is the sub-list for method output_type
-	62, // [62:62] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	13, // 4: starling.wire.v1.Profile.endpoints:type_name -> starling.wire.v1.Endpoint
+	12, // 5: starling.wire.v1.Profile.mail:type_name -> starling.wire.v1.Mail
+	5,  // 6: starling.wire.v1.Mail.sealing:type_name -> starling.wire.v1.Signed
+	9,  // 7: starling.wire.v1.Envelope.handshake:type_name -> starling.wire.v1.Handshake
+	25, // 8: starling.wire.v1.Envelope.error:type_name -> starling.wire.v1.DecryptionError
+	18, // 9: starling.wire.v1.Content.text:type_name -> starling.wire.v1.Text
+	19, // 10: starling.wire.v1.Content.receipt:type_name -> starling.wire.v1.Receipt
+	20, // 11: starling.wire.v1.Content.news:type_name -> starling.wire.v1.News
+	21, // 12: starling.wire.v1.Content.accept:type_name -> starling.wire.v1.Accept
+	5,  // 13: starling.wire.v1.News.manifest:type_name -> starling.wire.v1.Signed
+	11, // 14: starling.wire.v1.News.profile:type_name -> starling.wire.v1.Profile
+	20, // 15: starling.wire.v1.Accept.news:type_name -> starling.wire.v1.News
+	24, // 16: starling.wire.v1.DeliveryAnswer.outcomes:type_name -> starling.wire.v1.Outcome
+	1,  // 17: starling.wire.v1.Outcome.status:type_name -> starling.wire.v1.Status
+	25, // 18: starling.wire.v1.Outcome.error:type_name -> starling.wire.v1.DecryptionError
+	2,  // 19: starling.wire.v1.DecryptionError.reason:type_name -> starling.wire.v1.Reason
+	5,  // 20: starling.wire.v1.PreKeyAnswer.manifest:type_name -> starling.wire.v1.Signed
+	5,  // 21: starling.wire.v1.PreKeyAnswer.day:type_name -> starling.wire.v1.Signed
+	5,  // 22: starling.wire.v1.PreKeyAnswer.one_time:type_name -> starling.wire.v1.Signed
+	13, // 23: starling.wire.v1.PreKeyAnswer.endpoints:type_name -> starling.wire.v1.Endpoint
+	5,  // 24: starling.wire.v1.RecordBody.manifest:type_name -> starling.wire.v1.Signed
+	5,  // 25: starling.wire.v1.RecordBody.bundles:type_name -> starling.wire.v1.Signed
+	13, // 26: starling.wire.v1.RecordBody.endpoints:type_name -> starling.wire.v1.Endpoint
+	12, // 27: starling.wire.v1.RecordBody.mail:type_name -> starling.wire.v1.Mail
+	34, // 28: starling.wire.v1.RelayRequest.info:type_name -> starling.wire.v1.RelayInfoRequest
+	37, // 29: starling.wire.v1.RelayRequest.claim:type_name -> starling.wire.v1.RelayClaim
+	43, // 30: starling.wire.v1.RelayRequest.renew:type_name -> starling.wire.v1.RelayRenew
+	44, // 31: starling.wire.v1.RelayRequest.set_access:type_name -> starling.wire.v1.RelaySetAccess
+	45, // 32: starling.wire.v1.RelayRequest.drop:type_name -> starling.wire.v1.RelayDrop
+	46, // 33: starling.wire.v1.RelayRequest.deposit:type_name -> starling.wire.v1.RelayDeposit
+	48, // 34: starling.wire.v1.RelayRequest.poll:type_name -> starling.wire.v1.RelayPoll
+	52, // 35: starling.wire.v1.RelayRequest.delete:type_name -> starling.wire.v1.RelayDelete
+	54, // 36: starling.wire.v1.RelayRequest.put_keys:type_name -> starling.wire.v1.RelayPutKeys
+	55, // 37: starling.wire.v1.RelayRequest.take_key:type_name -> starling.wire.v1.RelayTakeKey
+	58, // 38: starling.wire.v1.RelayRequest.count_keys:type_name -> starling.wire.v1.RelayCountKeys
+	60, // 39: starling.wire.v1.RelayRequest.put_records:type_name -> starling.wire.v1.RelayPutRecords
+	61, // 40: starling.wire.v1.RelayRequest.put_blob:type_name -> starling.wire.v1.RelayPutBlob
+	62, // 41: starling.wire.v1.RelayRequest.get_blob:type_name -> starling.wire.v1.RelayGetBlob
+	64, // 42: starling.wire.v1.RelayRequest.drop_blob:type_name -> starling.wire.v1.RelayDropBlob
+	65, // 43: starling.wire.v1.RelayRequest.dial_back:type_name -> starling.wire.v1.RelayDialBack
+	3,  // 44: starling.wire.v1.RelayAnswer.status:type_name -> starling.wire.v1.RelayStatus
+	35, // 45: starling.wire.v1.RelayAnswer.info:type_name -> starling.wire.v1.RelayInfo
+	41, // 46: starling.wire.v1.RelayAnswer.queues:type_name -> starling.wire.v1.RelayQueues
+	47, // 47: starling.wire.v1.RelayAnswer.receipt:type_name -> starling.wire.v1.RelayReceipt
+	50, // 48: starling.wire.v1.RelayAnswer.entries:type_name -> starling.wire.v1.RelayEntries
+	57, // 49: starling.wire.v1.RelayAnswer.key:type_name -> starling.wire.v1.RelayKey
+	59, // 50: starling.wire.v1.RelayAnswer.count:type_name -> starling.wire.v1.RelayCount
+	63, // 51: starling.wire.v1.RelayAnswer.chunk:type_name -> starling.wire.v1.RelayChunk
+	66, // 52: starling.wire.v1.RelayAnswer.dialed:type_name -> starling.wire.v1.RelayDialed
+	67, // 53: starling.wire.v1.RelayAnswer.demand:type_name -> starling.wire.v1.RelayDemand
+	4,  // 54: starling.wire.v1.RelayInfo.kinds:type_name -> starling.wire.v1.QueueKind
+	36, // 55: starling.wire.v1.RelayInfo.quotas:type_name -> starling.wire.v1.RelayQuota
+	4,  // 56: starling.wire.v1.RelayQuota.kind:type_name -> starling.wire.v1.QueueKind
+	39, // 57: starling.wire.v1.RelayClaimBody.create:type_name -> starling.wire.v1.RelayCreate
+	40, // 58: starling.wire.v1.RelayClaimBody.attach:type_name -> starling.wire.v1.RelayAttach
+	4,  // 59: starling.wire.v1.RelayCreate.kind:type_name -> starling.wire.v1.QueueKind
+	42, // 60: starling.wire.v1.RelayQueues.queues:type_name -> starling.wire.v1.RelayQueue
+	49, // 61: starling.wire.v1.RelayPoll.cursors:type_name -> starling.wire.v1.RelayCursor
+	51, // 62: starling.wire.v1.RelayEntries.entries:type_name -> starling.wire.v1.RelayEntry
+	53, // 63: starling.wire.v1.RelayDelete.deletions:type_name -> starling.wire.v1.RelayDeletion
+	56, // 64: starling.wire.v1.RelayTakeKey.work:type_name -> starling.wire.v1.RelayKeyWork
+	13, // 65: starling.wire.v1.Mailbox.relay:type_name -> starling.wire.v1.Endpoint
+	66, // [66:66] is the sub-list for method output_type
+	66, // [66:66] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_wire_proto_init() }
@@ -5171,13 +5234,13 @@ func file_wire_proto_init() {
 	if File_wire_proto != nil {
 		return
 	}
-	file_wire_proto_msgTypes[11].OneofWrappers = []any{
+	file_wire_proto_msgTypes[12].OneofWrappers = []any{
 		(*Content_Text)(nil),
 		(*Content_Receipt)(nil),
 		(*Content_News)(nil),
 		(*Content_Accept)(nil),
 	}
-	file_wire_proto_msgTypes[26].OneofWrappers = []any{
+	file_wire_proto_msgTypes[27].OneofWrappers = []any{
 		(*RelayRequest_Info)(nil),
 		(*RelayRequest_Claim)(nil),
 		(*RelayRequest_Renew)(nil),
@@ -5195,7 +5258,7 @@ func file_wire_proto_init() {
 		(*RelayRequest_DropBlob)(nil),
 		(*RelayRequest_DialBack)(nil),
 	}
-	file_wire_proto_msgTypes[27].OneofWrappers = []any{
+	file_wire_proto_msgTypes[28].OneofWrappers = []any{
 		(*RelayAnswer_Info)(nil),
 		(*RelayAnswer_Queues)(nil),
 		(*RelayAnswer_Receipt)(nil),
@@ -5206,16 +5269,16 @@ func file_wire_proto_init() {
 		(*RelayAnswer_Dialed)(nil),
 		(*RelayAnswer_Demand)(nil),
 	}
-	file_wire_proto_msgTypes[32].OneofWrappers = []any{
+	file_wire_proto_msgTypes[33].OneofWrappers = []any{
 		(*RelayClaimBody_Create)(nil),
 		(*RelayClaimBody_Attach)(nil),
 	}
-	file_wire_proto_msgTypes[40].OneofWrappers = []any{
+	file_wire_proto_msgTypes[41].OneofWrappers = []any{
 		(*RelayDeposit_Capability)(nil),
 		(*RelayDeposit_Token)(nil),
 		(*RelayDeposit_Work)(nil),
 	}
-	file_wire_proto_msgTypes[49].OneofWrappers = []any{
+	file_wire_proto_msgTypes[50].OneofWrappers = []any{
 		(*RelayTakeKey_Token)(nil),
 		(*RelayTakeKey_Work)(nil),
 	}
@@ -5225,7 +5288,7 @@ func file_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   63,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

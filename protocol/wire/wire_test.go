@@ -195,7 +195,7 @@ func types() []proto.Message {
 		&wire.RelayDelete{}, &wire.RelayDeletion{}, &wire.RelayPutKeys{}, &wire.RelayTakeKey{}, &wire.RelayKeyWork{},
 		&wire.RelayKey{}, &wire.RelayCountKeys{}, &wire.RelayCount{}, &wire.RelayPutRecords{}, &wire.RelayPutBlob{},
 		&wire.RelayGetBlob{}, &wire.RelayChunk{}, &wire.RelayDropBlob{}, &wire.RelayDialBack{}, &wire.RelayDialed{},
-		&wire.RelayDemand{}, &wire.Mailbox{},
+		&wire.RelayDemand{}, &wire.Mailbox{}, &wire.Mail{},
 	}
 }
 

@@ -207,6 +207,24 @@ func BenchmarkOpen(b *testing.B) {
 	s.Close()
 }
 
+// BenchmarkFind looks for a blob that is not there in a queue of 4,096 entries
+// with its expiry, the most that a relay keeps in one: what each deposit pays for
+// the case that it is a repetition.
+func BenchmarkFind(b *testing.B) {
+	s := mustOpen(b, Config{Sizes: benchSizes, Quota: 64 << 20}, NewDisk(1))
+	var entries []Entry
+	for i := range uint64(4096) {
+		entries = append(entries, entry(queue(1), 64, i))
+	}
+	mustPut(b, s, entries...)
+	other := entry(queue(1), 2160, 1<<40)
+	for b.Loop() {
+		if _, ok := s.Find(other.Queue, other.Expires, other.Blob); ok {
+			b.Fatal("found what is not there")
+		}
+	}
+}
+
 // BenchmarkMemory says what an entry takes in memory, and what a queue does.
 func BenchmarkMemory(b *testing.B) {
 	heap := func() uint64 {
@@ -223,7 +241,7 @@ func BenchmarkMemory(b *testing.B) {
 			x := index{queues: map[Queue]*queueItems{}}
 			for q := range queues {
 				for id := range each {
-					x.add(Queue{byte(q), byte(q >> 8)}, newItem(uint64(id), 0, 0, 0, 2160))
+					x.add(Queue{byte(q), byte(q >> 8)}, newItem(uint64(id), 0, 0, 0, 2160, 0))
 				}
 			}
 			sizes[i] = heap() - before

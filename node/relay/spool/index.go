@@ -6,16 +6,17 @@ import (
 	"slices"
 )
 
-// An item is an entry as it is kept in memory: 24 bytes.
+// An item is an entry as it is kept in memory: 32 bytes.
 type item struct {
 	id      uint64
 	expires int64  // Unix seconds
 	slot    uint32 // in its file
 	what    uint32 // which file in the upper 8 bits, length of the blob in the lower 24
+	tag     uint64 // of the blob: see Spool.tag
 }
 
-func newItem(id uint64, expires int64, class int, slot uint32, length int) item {
-	return item{id, expires, slot, uint32(class)<<24 | uint32(length)}
+func newItem(id uint64, expires int64, class int, slot uint32, length int, tag uint64) item {
+	return item{id, expires, slot, uint32(class)<<24 | uint32(length), tag}
 }
 
 func (it item) class() int  { return int(it.what >> 24) }
@@ -44,6 +45,18 @@ func (x *index) find(q Queue, id uint64) (item, bool) {
 		}
 	}
 	return item{}, false
+}
+
+// like returns an entry of a queue that expires then and has that tag.
+func (x *index) like(q Queue, expires int64, tag uint64) (id uint64, ok bool) {
+	if items := x.queues[q]; items != nil {
+		for i := range items.items {
+			if it := &items.items[i]; it.tag == tag && it.expires == expires {
+				return it.id, true
+			}
+		}
+	}
+	return 0, false
 }
 
 // add adds an entry whose ID is above all others of its queue.

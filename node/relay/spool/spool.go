@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"iter"
 	"maps"
 	"slices"
@@ -111,6 +112,7 @@ type Spool struct {
 	cfg     Config
 	folder  folder
 	classes []*class // in order of size; the slice never changes
+	seed    maphash.Seed
 	writer  sync.WaitGroup
 	wake    chan struct{} // callers tell the writer of a group; one token is enough, since it takes all
 	closing chan struct{} // closed by Close
@@ -193,6 +195,7 @@ func open(cfg Config, f folder) (_ *Spool, err error) {
 	s := &Spool{
 		cfg:     cfg,
 		folder:  f,
+		seed:    maphash.MakeSeed(),
 		wake:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
 		closed:  make(chan struct{}),
@@ -249,7 +252,7 @@ func (s *Spool) load() error {
 	for _, c := range s.classes {
 		damaged, err := c.load(func(slot int, r record) {
 			c.mark(slot)
-			s.index.add(r.queue, newItem(r.id, r.expires, c.index, uint32(slot), len(r.blob)))
+			s.index.add(r.queue, newItem(r.id, r.expires, c.index, uint32(slot), len(r.blob), s.tag(r.blob)))
 		})
 		if err != nil {
 			return fmt.Errorf("reading the file for %d bytes: %w", c.size, err)
@@ -364,7 +367,10 @@ func (s *Spool) Put(ctx context.Context, entries []Entry) ([]Stored, error) {
 	if len(entries) == 0 {
 		return nil, nil
 	}
-	c := &call{puts: entries}
+	c := &call{puts: entries, tags: make([]uint64, len(entries))}
+	for i, e := range entries {
+		c.tags[i] = s.tag(e.Blob)
+	}
 	if err := s.do(ctx, c); err != nil {
 		return nil, err
 	}
@@ -380,6 +386,34 @@ func (s *Spool) Put(ctx context.Context, entries []Entry) ([]Stored, error) {
 		}
 	}
 	return stored, nil
+}
+
+// tag is what finds the copies of a blob: equal for equal blobs, and for others
+// with a chance of 2^-64 that nobody can raise, since the seed is of this process.
+func (s *Spool) tag(blob []byte) uint64 { return maphash.Bytes(s.seed, blob) }
+
+// Find returns the number of an entry of a queue with this expiry and, but for a
+// chance of 2^-64, this blob: [Spool.Read] makes sure. It looks at the queue's
+// entries in memory, one after the other.
+func (s *Spool) Find(q Queue, expires int64, blob []byte) (id uint64, ok bool) {
+	tag := s.tag(blob)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.index.like(q, expires, tag)
+}
+
+// Again makes the promise of [Config.Attest], which must be set, over an entry
+// that is there already, together with what other calls put at the same time. It
+// writes nothing.
+//
+// Errors: [ErrNotFound] if the entry is gone, [ErrClosed], [ErrReopen] and, while
+// it waits for its turn, the context's.
+func (s *Spool) Again(ctx context.Context, q Queue, id uint64, leaf Leaf) (receipt []byte, err error) {
+	c := &call{again: &again{key{q, id}, leaf}}
+	if err := s.do(ctx, c); err != nil {
+		return nil, err
+	}
+	return c.group.attest()(c.leaf), nil
 }
 
 // classFor returns the smallest size that holds n bytes, or nil.
@@ -410,14 +444,21 @@ func (s *Spool) Delete(ctx context.Context, q Queue, ids ...uint64) error {
 	return nil
 }
 
-// Drop deletes all that a queue has when Drop is called. Errors as Delete's;
+// Drop deletes all that queues have when Drop is called. Errors as Delete's;
 // after one, some may be deleted.
-func (s *Spool) Drop(ctx context.Context, q Queue) error {
-	var ids []uint64
-	for _, it := range s.List(q, 0, 0) {
-		ids = append(ids, it.ID)
+func (s *Spool) Drop(ctx context.Context, queues ...Queue) error {
+	var all []key
+	for _, q := range queues {
+		for _, it := range s.List(q, 0, 0) {
+			all = append(all, key{q, it.ID})
+		}
 	}
-	return s.Delete(ctx, q, ids...)
+	for chunk := range slices.Chunk(all, MaxGroup) {
+		if err := s.do(ctx, &call{deletes: chunk}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Expire deletes the entries whose time is over at now and returns how many

@@ -385,6 +385,88 @@ func TestGroupIsAttestedOnce(t *testing.T) {
 	})
 }
 
+// An entry is found by its blob and its expiry, in its queue and while it is
+// there, also after the spool was opened again.
+func TestFindKnowsTheSameBlob(t *testing.T) {
+	media(t, func(t *testing.T, open func(Config) *Spool) {
+		s := open(Config{})
+		e, other := entry(queue(1), 90, 1), entry(queue(1), 90, 2)
+		id := mustPut(t, s, other, e)[1].ID
+		check := func(there bool) {
+			t.Helper()
+			if got, ok := s.Find(e.Queue, e.Expires, e.Blob); ok != there || ok && got != id {
+				t.Errorf("found %d, %v; want %d, %v", got, ok, id, there)
+			}
+		}
+		check(true)
+		if _, ok := s.Find(queue(2), e.Expires, e.Blob); ok {
+			t.Error("found in another queue")
+		}
+		if _, ok := s.Find(e.Queue, e.Expires+1, e.Blob); ok {
+			t.Error("found with another expiry")
+		}
+		if _, ok := s.Find(e.Queue, e.Expires, e.Blob[1:]); ok {
+			t.Error("found a part of it")
+		}
+		mustClose(t, s)
+		s = open(Config{})
+		check(true)
+		mustDelete(t, s, e.Queue, id)
+		check(false)
+	})
+}
+
+// What is attested again shares a group with what is put, costs no write, and is
+// promised only if the group leaves it there.
+func TestAttestingAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, g := openGate(t, Config{Attest: func(leaves []Leaf) func(int) []byte {
+			return func(i int) []byte { return fmt.Appendf(nil, "%x of %d", leaves[i], len(leaves)) }
+		}})
+		stays, goes := entry(queue(1), 90, 1), entry(queue(1), 90, 2)
+		stored := mustPut(t, s, stays, goes)
+		before := g.syncs.Load()
+		if b, err := s.Again(t.Context(), stays.Queue, stored[0].ID, Leaf{7}); err != nil || string(b) != fmt.Sprintf("%x of 1", Leaf{7}) {
+			t.Errorf("alone: %q, %v", b, err)
+		}
+		if n := g.syncs.Load() - before; n != 0 {
+			t.Errorf("%d syncs for nothing to write", n)
+		}
+		if _, err := s.Again(t.Context(), queue(2), stored[0].ID, Leaf{7}); !errors.Is(err, ErrNotFound) {
+			t.Errorf("in another queue: %v, want ErrNotFound", err)
+		}
+
+		open := g.close()
+		var all sync.WaitGroup
+		all.Go(func() { mustPut(t, s, entry(queue(3), 90, 3)) })
+		synctest.Wait() // the writer is in its commit
+		all.Go(func() {
+			if b, err := s.Again(t.Context(), stays.Queue, stored[0].ID, Leaf{7}); err != nil || string(b) != fmt.Sprintf("%x of 2", Leaf{7}) {
+				t.Errorf("together: %q, %v", b, err)
+			}
+		})
+		all.Go(func() {
+			e := entry(queue(4), 90, 4)
+			if got := mustPut(t, s, e)[0].Receipt; string(got) != fmt.Sprintf("%x of 2", e.Leaf) {
+				t.Errorf("beside it: %q", got)
+			}
+		})
+		all.Go(func() {
+			if _, err := s.Again(t.Context(), goes.Queue, stored[1].ID, Leaf{8}); !errors.Is(err, ErrNotFound) {
+				t.Errorf("deleted in the same group: %v, want ErrNotFound", err)
+			}
+		})
+		all.Go(func() { mustDelete(t, s, goes.Queue, stored[1].ID) })
+		synctest.Wait()
+		open()
+		all.Wait()
+		mustClose(t, s)
+		if _, err := s.Again(t.Context(), stays.Queue, stored[0].ID, Leaf{7}); !errors.Is(err, ErrClosed) {
+			t.Errorf("after Close: %v, want ErrClosed", err)
+		}
+	})
+}
+
 // A call that gave up before its turn leaves nothing; one that the writer has
 // taken is waited for, since its blobs are being read.
 func TestContextEndsTheWaitForATurn(t *testing.T) {

@@ -16,16 +16,24 @@ type key struct {
 	id    uint64
 }
 
-// A call is a Put or a Delete. All but group is the writer's from the time it
+// An again is an entry that is there, to be attested once more.
+type again struct {
+	key
+	leaf Leaf
+}
+
+// A call is a Put, a Delete or an Again. All but group is the writer's from the time it
 // takes the group until the group is done.
 type call struct {
 	group   *group
 	puts    []Entry
+	tags    []uint64 // of the blobs put
 	deletes []key
+	again   *again
 
 	err   error
 	id    uint64 // of the first entry put
-	leaf  int    // its place in the group's leaves
+	leaf  int    // the place of it, or of what is attested again, in the group's leaves
 	slots []int  // of the entries put
 }
 
@@ -43,7 +51,7 @@ type group struct {
 	// Guarded by Spool.waiting until taken.
 	taken   bool
 	calls   []*call
-	entries int // put or deleted
+	entries int // put, deleted or attested again
 	bytes   int // of blobs
 
 	leaves []Leaf
@@ -62,6 +70,9 @@ func (s *Spool) do(ctx context.Context, c *call) error {
 		return err
 	}
 	entries, bytes := len(c.puts)+len(c.deletes), c.blobs()
+	if c.again != nil {
+		entries++
+	}
 	s.waiting.Lock()
 	if s.ended {
 		s.waiting.Unlock()
@@ -392,10 +403,27 @@ func (s *Spool) apply(g *group, b *batch) {
 		}
 		for i, e := range c.puts {
 			class := s.classFor(len(e.Blob))
-			s.index.add(e.Queue, newItem(c.id+uint64(i), e.Expires, class.index, uint32(c.slots[i]), len(e.Blob)))
+			s.index.add(e.Queue, newItem(c.id+uint64(i), e.Expires, class.index, uint32(c.slots[i]), len(e.Blob), c.tags[i]))
 		}
 	}
+	s.attestAgain(g)
 	s.measure()
+}
+
+// attestAgain adds the entries that are to be attested again to the group's
+// leaves. What the group deletes is gone by now.
+func (s *Spool) attestAgain(g *group) {
+	for _, c := range g.calls {
+		if c.again == nil || c.err != nil {
+			continue
+		}
+		if _, ok := s.index.find(c.again.queue, c.again.id); !ok {
+			c.err = ErrNotFound
+			continue
+		}
+		c.leaf = len(g.leaves)
+		g.leaves = append(g.leaves, c.again.leaf)
+	}
 }
 
 // makeRoom gives the space that other sizes do not use to the sizes that a

@@ -1,0 +1,302 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+
+	"starling/dht/record"
+	"starling/node/relay/spool"
+	"starling/node/relay/station"
+	"starling/node/store"
+	"starling/protocol/identity"
+)
+
+// A volunteer runs a relay.
+type volunteer struct {
+	*station.Station // of now; nil while stopped
+	w                *world
+	cfg              station.Config
+	rows             *store.Disk
+	end              func()
+}
+
+// volunteer opens a relay for everybody, on loopback.
+func (w *world) volunteer(bootstrap ...string) *volunteer {
+	w.Helper()
+	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	if err != nil {
+		w.Fatal(err)
+	}
+	v := &volunteer{w: w, rows: store.NewDisk(), cfg: station.Config{
+		Key: key, Disk: spool.NewDisk(1), Quota: 64 << 20, Open: true, Listen: []string{"/ip4/127.0.0.1/tcp/0"},
+		Bootstrap: bootstrap, Local: true, NoCircuits: true, NoPortMap: true, NoAutoNAT: true, NoAddressDiscovery: true,
+	}}
+	v.cfg.Limits.WorkBits = 4
+	w.Cleanup(v.stop)
+	v.start()
+	return v
+}
+
+func (v *volunteer) start() {
+	v.w.Helper()
+	db, err := store.OpenMemory(store.Config{}, v.rows)
+	if err != nil {
+		v.w.Fatal(err)
+	}
+	cfg := v.cfg
+	cfg.Store = db
+	if v.Station, err = station.Open(v.w.ctx, cfg); err != nil {
+		v.w.Fatalf("opening a relay: %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	s := v.Station
+	go func() { ended <- s.Run(ctx) }()
+	v.end = func() {
+		cancel()
+		if err := <-ended; err != nil {
+			v.w.Errorf("running a relay: %v", err)
+		}
+		if err := s.Close(); err != nil {
+			v.w.Errorf("closing a relay: %v", err)
+		}
+	}
+	if len(v.cfg.Listen) > 0 { // the next start is at the same place
+		v.cfg.Listen = nil
+		for _, a := range s.Addresses() {
+			v.cfg.Listen = append(v.cfg.Listen, a.Addr)
+		}
+	}
+}
+
+func (v *volunteer) stop() {
+	if v.Station != nil {
+		v.end()
+		v.Station = nil
+	}
+}
+
+func (v *volunteer) link() string {
+	v.w.Helper()
+	l, err := v.Link(false, true)
+	if err != nil {
+		v.w.Fatal(err)
+	}
+	return l.String()
+}
+
+// uses names relays, and waits until all of them are in use.
+func (p *person) uses(vs ...*volunteer) {
+	p.w.Helper()
+	for _, v := range vs {
+		if _, err := p.AddRelay(p.w.ctx, v.link()); err != nil {
+			p.w.Fatal(err)
+		}
+	}
+	p.w.eventually("the relays of "+p.name, func() bool {
+		list, err := p.Relays(p.w.ctx)
+		return err == nil && len(list) == len(vs) && !slices.ContainsFunc(list, func(r Relay) bool { return r.State != "used" })
+	})
+}
+
+// knows waits until a contact's mailboxes are known.
+func (p *person) knows(q *person, mailboxes int) {
+	p.w.Helper()
+	p.w.eventually("mailboxes of "+q.name, func() bool {
+		n := 0
+		err := p.store.View(func(tx *store.Tx) error {
+			c, err := store.Contacts.Get(tx, store.ContactKey(q.id))
+			if err == nil {
+				n = len(openMail(c.Mail, true).Mailboxes)
+			}
+			return err
+		})
+		return err == nil && n == mailboxes
+	})
+}
+
+// stored waits until a message is at so many relays.
+func (p *person) stored(id string, copies int) Message {
+	p.w.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		m, err := p.WaitMessage(p.w.ctx, id, "stored", time.Millisecond)
+		if err != nil {
+			p.w.Fatal(err)
+		}
+		if m.State == "stored" && m.Copies == copies {
+			return m
+		}
+		select {
+		case <-tick.C:
+		case <-p.w.ctx.Done():
+			why, err := p.Doctor(context.Background(), m.Chat)
+			p.w.Fatalf("%s: message is %s (%s) at %d relays; the doctor says %+v, %v", p.name, m.State, m.Reason, m.Copies, why, err)
+		}
+	}
+}
+
+// The two are never online together, and a message arrives, and its receipt.
+func TestMessageWaitsAtRelays(t *testing.T) {
+	w := newWorld(t)
+	one, two := w.volunteer(), w.volunteer()
+	a, b := w.person("Ada", quick), w.person("Bo", quick)
+	a.meet(b)
+	a.uses(one, two)
+	b.uses(one, two)
+	a.knows(b, 2)
+	b.knows(a, 2)
+
+	b.stop()
+	id := a.say("Bo", "while you were away")
+	if m := a.stored(id, 2); m.Relays != 2 || m.Until.IsZero() {
+		t.Errorf("stored at %d of %d relays until %s", m.Copies, m.Relays, m.Until)
+	}
+	a.stop()
+
+	b.start()
+	b.until(textOf("Ada", "while you were away"))
+	w.eventually("the receipt to be left", func() bool { return b.owes(a) == 0 })
+	b.stop()
+
+	a.start()
+	a.delivered(id)
+	b.start()
+	b.heard("Ada", "while you were away")
+}
+
+// published waits until a record with so many contact boxes is out.
+func (p *person) published(boxes int) {
+	p.w.Helper()
+	var lookup identity.LookupSecret
+	err := p.store.View(func(tx *store.Tx) error {
+		me, err := store.Selves.Get(tx, store.SelfKey())
+		if err == nil {
+			copy(lookup[:], me.LookupSecret)
+		}
+		return err
+	})
+	if err != nil {
+		p.w.Fatal(err)
+	}
+	p.w.eventually("the record of "+p.name, func() bool {
+		body, err := p.dht.Lookup(p.w.ctx, p.id, lookup, record.Version{})
+		return err == nil && len(body.Mail.GetMailboxes()) == boxes
+	})
+}
+
+// told waits until all is left at relays that a contact is to know, among it so
+// many mailboxes.
+func (p *person) told(q *person, mailboxes int) {
+	p.w.Helper()
+	p.w.eventually("what "+q.name+" is to know", func() bool {
+		done := p.owes(q) == 0
+		err := p.store.Update(func(tx *store.Tx) error {
+			me, err := store.Selves.Get(tx, store.SelfKey())
+			if err != nil {
+				return err
+			}
+			c, err := store.Contacts.Get(tx, store.ContactKey(q.id))
+			if err != nil {
+				return err
+			}
+			profile, err := p.profile(tx, me, c.Account)
+			if err != nil {
+				return err
+			}
+			done = done && len(profile.Mail.GetMailboxes()) == mailboxes && slices.Equal(c.ProfileSent, p.profileMark(me, profile))
+			for row, err := range store.Outbox.Scan(tx, store.OutboxOf(q.id), nil) {
+				if err != nil {
+					return err
+				}
+				done = done && len(row.Value.Copies) > 0
+			}
+			return nil
+		})
+		return err == nil && done
+	})
+}
+
+// owes counts the receipts that a contact is owed and that were not left yet.
+func (p *person) owes(q *person) int {
+	p.w.Helper()
+	n := 0
+	err := p.store.View(func(tx *store.Tx) error {
+		for row, err := range store.Outbox.Scan(tx, store.OutboxOf(q.id), nil) {
+			if err != nil {
+				return err
+			}
+			if row.Value.Receipt {
+				n++
+			}
+		}
+		for _, err := range store.OwedReceipts.Scan(tx, store.OwedTo(q.id), nil) {
+			if err != nil {
+				return err
+			}
+			n++
+		}
+		return nil
+	})
+	if err != nil {
+		p.w.Fatal(err)
+	}
+	return n
+}
+
+// A stranger's first message arrives, and the answer, though the two are never
+// online together: by a token (T2), and by work through a public link.
+func TestFirstContactWhileAway(t *testing.T) {
+	for _, public := range []bool{false, true} {
+		name := "one-use"
+		if public {
+			name = "public"
+		}
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			one := w.volunteer()
+			net := one.Status().Bootstrap
+			two := w.volunteer(net...)
+			on := func(p *person) { p.cfg.Bootstrap = net }
+			b := w.person("Bo", quick, on)
+			b.uses(one, two)
+			link := b.invite(public)
+			b.published(2)
+			b.stop()
+
+			a := w.person("Ada", quick, on)
+			a.uses(one, two)
+			a.add(link, "Bo")
+			id := a.say("Bo", "we have not met")
+			a.stored(id, 2)
+			a.stop()
+
+			b.start()
+			if public {
+				b.until(requestOf("Ada"))
+				if _, err := b.AcceptContact(w.ctx, "Ada", ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.until(textOf("Ada", "we have not met"))
+			b.told(a, 2)
+			b.stop()
+
+			a.start()
+			a.delivered(id)
+			a.until(contactIs("Bo", "accepted"))
+			a.knows(b, 2)
+			reply := a.say("Bo", "good that we have")
+			a.stored(reply, 2)
+			a.stop()
+			b.start()
+			b.until(textOf("Ada", "good that we have"))
+		})
+	}
+}

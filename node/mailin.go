@@ -1,0 +1,315 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"starling/node/relay/client"
+	"starling/node/session"
+	"starling/node/store"
+	"starling/protocol"
+	"starling/protocol/envelope"
+	"starling/protocol/identity"
+	"starling/protocol/relay"
+	"starling/protocol/wire"
+)
+
+// readers read this user's relays, one each.
+type readers struct {
+	mu sync.Mutex // guards m; never held across a wait
+	m  map[identity.Transport]*reading
+}
+
+// A reading is a reader that runs.
+type reading struct {
+	*client.Reader
+	addrs [][]byte
+	stop  func() // and waits until it has stopped
+}
+
+// status returns how the reader of a relay stands.
+func (r *readers) status(t identity.Transport) (client.Status, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	x, ok := r.m[t]
+	if !ok {
+		return client.Status{}, false
+	}
+	return x.Status(), true
+}
+
+// kick has every relay looked after soon.
+func (r *readers) kick() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, x := range r.m {
+		x.Kick()
+	}
+}
+
+// relaysChanged has relays read that were added, others not any more, and what
+// is at them looked after.
+func (n *Node) relaysChanged() {
+	select {
+	case n.relayRows <- struct{}{}:
+	default: // it is noted already
+	}
+	n.readers.kick()
+}
+
+// readRelays reads this user's relays until ctx ends.
+func (n *Node) readRelays(ctx context.Context) error {
+	defer n.readers.closeAll()
+	for {
+		if err := n.startReaders(ctx); err != nil {
+			n.log.Warn("reading which relays there are", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.relayRows:
+		}
+	}
+}
+
+// startReaders starts what is missing, and stops what is not wanted any more.
+func (n *Node) startReaders(ctx context.Context) error {
+	want := map[identity.Transport][][]byte{}
+	err := n.store.View(func(tx *store.Tx) error {
+		for r, err := range store.OwnRelays.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			want[r.Key.Relay()] = r.Value.Addrs
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for t, x := range n.readers.all() {
+		if addrs, ok := want[t]; ok && slices.EqualFunc(addrs, x.addrs, slices.Equal) {
+			delete(want, t)
+			continue
+		}
+		x.stop()
+		n.readers.set(t, nil)
+	}
+	for t, addrs := range want {
+		if err := n.startReader(ctx, t, addrs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) startReader(ctx context.Context, t identity.Transport, addrs [][]byte) error {
+	r, err := client.NewReader(client.ReaderConfig{
+		Relay:  identity.Endpoint{Transport: t, Addrs: addrs},
+		Hosts:  n.hosts,
+		Queues: func() ([]*relay.ReaderKey, error) { return n.readerKeys(t) },
+		Tend:   func(ctx context.Context, c *client.Conn) error { return n.tend(ctx, t, c) },
+		Take: func(_ context.Context, entries []client.Entry) ([]client.Entry, error) {
+			return n.takeMail(t, entries)
+		},
+		Now: n.cfg.Now, Rand: n.cfg.Rand, Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{}) // closed below
+	go func() {
+		defer close(ended)
+		if err := r.Run(ctx); err != nil && ctx.Err() == nil {
+			n.log.Error("a relay is not read any more", "err", err)
+		}
+	}()
+	n.readers.set(t, &reading{Reader: r, addrs: addrs, stop: func() { cancel(); <-ended }})
+	return nil
+}
+
+func (r *readers) all() map[identity.Transport]*reading {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := make(map[identity.Transport]*reading, len(r.m))
+	for t, x := range r.m {
+		m[t] = x
+	}
+	return m
+}
+
+func (r *readers) set(t identity.Transport, x *reading) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.m == nil {
+		r.m = map[identity.Transport]*reading{}
+	}
+	if x == nil {
+		delete(r.m, t)
+		return
+	}
+	r.m[t] = x
+}
+
+func (r *readers) closeAll() {
+	for t, x := range r.all() {
+		x.stop()
+		r.set(t, nil)
+	}
+}
+
+// readerKeys returns the keys of the queues at a relay that were not given up.
+func (n *Node) readerKeys(t identity.Transport) (keys []*relay.ReaderKey, err error) {
+	err = n.store.View(func(tx *store.Tx) error {
+		for row, err := range store.OwnQueues.Scan(tx, store.OwnQueuesAt(t), nil) {
+			if err != nil {
+				return err
+			}
+			k, err := readerKey(row.Value)
+			if err != nil {
+				return err
+			}
+			keys = append(keys, k)
+		}
+		return nil
+	})
+	return keys, err
+}
+
+// takeMail commits what a relay brought, in as few transactions as hold it, and
+// returns what may be deleted there.
+func (n *Node) takeMail(t identity.Transport, entries []client.Entry) (done []client.Entry, err error) {
+	for len(entries) > 0 {
+		took := 0
+		var over []client.Entry
+		err := n.store.Update(func(tx *store.Tx) error {
+			took, over = 0, nil
+			for _, e := range entries {
+				var gone bool
+				err := tx.Try(func(tx *store.Tx) (err error) {
+					gone, err = n.takeEntry(tx, t, e)
+					return err
+				})
+				switch {
+				case errors.Is(err, store.ErrTooBig) && took > 0:
+					return nil // the next transaction has room for it
+				case errors.Is(err, store.ErrTooBig):
+					n.log.Error("an entry of a relay does not fit into a transaction", "size", len(e.Blob))
+					gone = true
+				case errors.Is(err, errHold): // shown again, when there may be room
+				case err != nil:
+					return err
+				}
+				took++
+				if gone {
+					over = append(over, e)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return done, err
+		}
+		done, entries = append(done, over...), entries[took:]
+	}
+	return done, nil
+}
+
+// takeEntry opens what was left in a queue, and commits all that follows from it.
+// gone says that it is of no more use at the relay. The error is one of the
+// store, or errHold: it is shown again.
+func (n *Node) takeEntry(tx *store.Tx, t identity.Transport, e client.Entry) (gone bool, err error) {
+	q, err := store.OwnQueues.Get(tx, store.OwnQueueKey(t, e.Queue))
+	if errors.Is(err, store.ErrNotFound) {
+		return true, nil // the queue was given up
+	}
+	if err != nil {
+		return false, err
+	}
+	now := n.cfg.Now()
+	sealed, err := n.sessions.OpenSealed(tx, now, e.Queue, e.Blob)
+	switch {
+	case errors.Is(err, envelope.ErrSealed), errors.Is(err, session.ErrSeenSealed):
+		return true, nil
+	case err != nil:
+		return false, err
+	}
+	from := sealed.Manifest.Account
+	if len(q.Contact) > 0 && !slices.Equal(q.Contact, from[:]) {
+		return true, nil // the queue was for somebody else
+	}
+	inside, err := envelope.ParseRelayed(sealed.Envelope)
+	if err != nil {
+		return true, nil //nolint:nilerr // it is from a broken peer, and answered with nothing
+	}
+	if inside.Error != nil {
+		return true, n.takeError(tx, now, from, inside.Error)
+	}
+	if _, _, err := n.receive(tx, way{sealed: &sealed}, sealed.Envelope); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+// takeError acts on a decryption error that came through a relay (SPEC §8.3).
+func (n *Node) takeError(tx *store.Tx, now time.Time, from identity.Account, e *wire.DecryptionError) error {
+	if len(e.Envelope) != len(envelope.Hash{}) {
+		return nil
+	}
+	acted, err := n.sessions.HandleError(tx, now, from, envelope.Hash(e.Envelope), e)
+	if acted {
+		tx.OnCommit(func() { n.outbox.Kick(from) })
+	}
+	return err
+}
+
+// Decryption errors that are left at relays (SPEC §8.3): at most maxAnswers an
+// hour, and a quarter of them for one account; one for each session.
+const (
+	maxAnswers   = 64
+	answerMemory = time.Hour
+)
+
+// oweError notes a decryption error that the sender of an envelope is to be left.
+// It stays noted for an hour after that, by which others are counted.
+func (n *Node) oweError(tx *store.Tx, now time.Time, u *session.Undecryptable) error {
+	all, theirs := 0, 0
+	for row, err := range store.Answers.Scan(tx, nil, nil) {
+		if err != nil {
+			return err
+		}
+		if row.Value.Dies <= now.UnixMilli() {
+			continue
+		}
+		all++
+		if slices.Equal(row.Value.Account, u.Peer[:]) {
+			theirs++
+		}
+		if slices.Equal(row.Value.Session, u.Answer.Session) {
+			return nil
+		}
+	}
+	if all >= maxAnswers || theirs >= maxAnswers/4 {
+		return nil
+	}
+	row := &store.Answer{
+		Account: u.Peer[:], Session: u.Answer.Session, Error: wire.Marshal(u.Answer), Dies: now.Add(protocol.MessageLife).UnixMilli(),
+	}
+	if u.New != nil {
+		row.Manifest = u.New.ManifestBytes
+		if u.New.Profile.Mail != nil {
+			row.Mail = wire.Marshal(u.New.Profile.Mail)
+		}
+	}
+	tx.OnCommit(func() {
+		select {
+		case n.answers <- struct{}{}:
+		default: // it is noted already
+		}
+	})
+	return store.Answers.Put(tx, store.UnackedKey([32]byte(u.Answer.Envelope)), row)
+}

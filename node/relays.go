@@ -1,0 +1,213 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/multiformats/go-multiaddr"
+
+	"starling/node/relay/client"
+	"starling/node/store"
+	"starling/protocol"
+	"starling/protocol/identity"
+	"starling/protocol/relay"
+)
+
+// AddRelay names a relay of a link that its operator gave: what is sent to this
+// user while they are away waits there. It never needs the network; Relays says
+// what became of it. A relay that is named already gets the addresses and the
+// admission token of the link.
+func (n *Node) AddRelay(_ context.Context, text string) (Relay, error) {
+	link, err := relay.ParseLink(text)
+	if err != nil {
+		return Relay{}, &Error{Kind: KindInvalid, Msg: err.Error(), Hint: "ask the relay's operator for it again: starling-relay link prints it"}
+	}
+	row := &store.OwnRelay{Added: n.cfg.Now().UnixMilli()}
+	for _, h := range link.Hints {
+		e, err := hintEndpoint(h)
+		if err != nil {
+			return Relay{}, err
+		}
+		row.Addrs = append(row.Addrs, e.Addrs...)
+	}
+	if link.Admission != (relay.Admission{}) {
+		row.Admission = link.Admission[:]
+	}
+	err = n.store.Update(func(tx *store.Tx) error {
+		named := 0
+		for r, err := range store.OwnRelays.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			if r.Key.Relay() == link.Transport {
+				row.Added, row.Store = r.Value.Added, r.Value.Store
+				continue
+			}
+			if r.Value.Leaving == 0 {
+				named++
+			}
+		}
+		if named >= protocol.MaxRelays {
+			return &Error{
+				Kind: KindExists, Msg: fmt.Sprintf("%d relays are named already, which is the most", protocol.MaxRelays),
+				Hint: "leave one first: starling relay remove takes what starling relay list shows",
+			}
+		}
+		if err := store.OwnRelays.Put(tx, store.PeerKey(link.Transport), row); err != nil {
+			return err
+		}
+		tx.OnCommit(n.relaysChanged)
+		return n.record(tx, &store.Event{Type: "relay", State: "added", Text: peerOf(link.Transport).String()}, nil)
+	})
+	if err != nil {
+		return Relay{}, err
+	}
+	return n.relay(link.Transport)
+}
+
+// RemoveRelay leaves the relay that who names: its peer ID, or the beginning of
+// it. Contacts are told to use it no more; what is on its way is still read
+// until nothing can be.
+func (n *Node) RemoveRelay(_ context.Context, who string) error {
+	return n.store.Update(func(tx *store.Tx) error {
+		var found []identity.Transport
+		var row *store.OwnRelay
+		for r, err := range store.OwnRelays.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			if r.Value.Leaving == 0 && who != "" && strings.HasPrefix(peerOf(r.Key.Relay()).String(), who) {
+				found, row = append(found, r.Key.Relay()), r.Value
+			}
+		}
+		switch {
+		case len(found) == 0:
+			return &Error{Kind: KindNotFound, Msg: fmt.Sprintf("no relay is named %q here", who), Hint: "starling relay list shows them"}
+		case len(found) > 1:
+			return &Error{Kind: KindAmbiguous, Msg: fmt.Sprintf("%q fits several relays", who), Hint: "give more of it, as starling relay list shows it"}
+		}
+		row.Leaving = n.cfg.Now().UnixMilli()
+		if err := store.OwnRelays.Put(tx, store.PeerKey(found[0]), row); err != nil {
+			return err
+		}
+		tx.OnCommit(n.relaysChanged)
+		return n.record(tx, &store.Event{Type: "relay", State: "leaving", Text: peerOf(found[0]).String()}, nil)
+	})
+}
+
+// Relays lists the relays that this user names, oldest first, and those being
+// left.
+func (n *Node) Relays(context.Context) ([]Relay, error) {
+	var list []Relay
+	err := n.store.View(func(tx *store.Tx) error {
+		for r, err := range store.OwnRelays.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			v, err := n.relayOf(tx, r.Key.Relay(), r.Value)
+			if err != nil {
+				return err
+			}
+			list = append(list, v)
+		}
+		return nil
+	})
+	slices.SortFunc(list, func(a, b Relay) int { return a.Added.Compare(b.Added) })
+	return list, err
+}
+
+func (n *Node) relay(t identity.Transport) (r Relay, err error) {
+	err = n.store.View(func(tx *store.Tx) error {
+		row, err := store.OwnRelays.Get(tx, store.PeerKey(t))
+		if errors.Is(err, store.ErrNotFound) {
+			return &Error{Kind: KindNotFound, Msg: "this relay was removed"}
+		}
+		if err == nil {
+			r, err = n.relayOf(tx, t, row)
+		}
+		return err
+	})
+	return r, err
+}
+
+// relayOf says what the user is told of a relay.
+func (n *Node) relayOf(tx *store.Tx, t identity.Transport, row *store.OwnRelay) (Relay, error) {
+	r := Relay{ID: peerOf(t).String(), Added: time.UnixMilli(row.Added)}
+	for _, b := range row.Addrs {
+		if a, err := multiaddr.NewMultiaddrBytes(b); err == nil {
+			r.Addrs = append(r.Addrs, a.String())
+		}
+	}
+	for q, err := range store.OwnQueues.Scan(tx, store.OwnQueuesAt(t), nil) {
+		if err != nil {
+			return r, err
+		}
+		if q.Value.Expires != 0 && !q.Value.Over {
+			r.Queues++
+		}
+	}
+	st, _ := n.readers.status(t)
+	r.Connected, r.Heard = st.Connected, st.LastPoll
+	fault := st.TendError
+	if fault == nil && !st.Connected {
+		fault = st.LastError
+	}
+	switch {
+	case row.Leaving != 0:
+		r.State = "leaving"
+		r.Detail = "being left; what is on its way there is read until " + time.UnixMilli(row.Leaving).Add(leavingLife).UTC().Format("2 January 2006")
+	case row.Draining != 0:
+		r.State = "draining"
+		r.Detail = "it stops on " + time.Unix(row.Draining, 0).UTC().Format("2 January 2006") + "; name another relay"
+	case row.Repeats:
+		r.State = "dropped"
+		r.Detail = "it gave a one-time key out twice, so contacts are not told of it any more"
+	case errors.Is(fault, client.ErrRefused):
+		r.State, r.Detail = "refused", "it makes no queues for this account; ask its operator for a link with a token"
+	case errors.Is(fault, client.ErrQuota):
+		r.State, r.Detail = "refused", "it has no room for this account"
+	case fault != nil:
+		r.State, r.Detail = "waiting", "not reached: "+fault.Error()
+	case r.Queues == 0:
+		r.State, r.Detail = "new", "not in use yet"
+	default:
+		r.State = "used"
+	}
+	return r, nil
+}
+
+// relayRepeats notes that a relay gave a one-time key out twice, and has contacts
+// told of it no more. Two people who agree can make a relay look like that, so
+// the last one that is in use stays.
+func (n *Node) relayRepeats(tx *store.Tx, t identity.Transport) error {
+	row, err := store.OwnRelays.Get(tx, store.PeerKey(t))
+	if errors.Is(err, store.ErrNotFound) || err == nil && row.Repeats {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	others := 0
+	for r, err := range store.OwnRelays.Scan(tx, nil, nil) {
+		if err != nil {
+			return err
+		}
+		if inUse(r.Value) && r.Key.Relay() != t {
+			others++
+		}
+	}
+	if others == 0 {
+		return nil
+	}
+	row.Repeats = true
+	if err := store.OwnRelays.Put(tx, store.PeerKey(t), row); err != nil {
+		return err
+	}
+	tx.OnCommit(n.tellAgain)
+	tx.OnCommit(n.republish)
+	return n.record(tx, &store.Event{Type: "relay", State: "dropped", Text: peerOf(t).String()}, nil)
+}
