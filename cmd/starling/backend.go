@@ -153,14 +153,17 @@ func (p profile) create(ctx context.Context, name, key string, pass []byte) (acc
 // settings.
 func (p profile) nodeConfig(s settings, o upOptions, log *slog.Logger) (node.Config, error) {
 	cfg := node.Config{
-		Name:         loginName(), // of a profile whose making was interrupted
-		Listen:       addresses(o.listen, s.Listen),
-		Announce:     addresses(o.announce, s.Announce),
-		Bootstrap:    addresses(o.bootstrap, s.Bootstrap),
-		Local:        o.local || s.Local,
-		ReadReceipts: s.ReadReceipts,
-		Log:          log,
-		NoMDNS:       o.noMDNS || s.MDNS != nil && !*s.MDNS,
+		Name:          loginName(), // of a profile whose making was interrupted
+		Listen:        addresses(o.listen, s.Listen),
+		Announce:      addresses(o.announce, s.Announce),
+		Bootstrap:     addresses(o.bootstrap, s.Bootstrap),
+		Local:         o.local || s.Local,
+		Reach:         s.Reach.is,
+		Circuits:      s.Circuits,
+		CircuitRelays: addresses(nil, s.CircuitRelays),
+		ReadReceipts:  s.ReadReceipts,
+		Log:           log,
+		NoMDNS:        o.noMDNS || s.MDNS != nil && !*s.MDNS,
 	}
 	cfg.NoPortMap = cfg.Local
 	switch mode := orElse(o.dht.text, s.DHT.text); mode {

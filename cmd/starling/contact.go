@@ -202,6 +202,9 @@ func (a *app) showContacts(cs []*api.Contact, now time.Time) {
 		seen := ago(when(c.LastSeen), now)
 		if c.Connected {
 			seen, style = "connected", ""
+			if c.Path == api.PathCircuit {
+				seen = "connected (circuit)"
+			}
 		}
 		if w, ok := contactWords[c.State]; ok {
 			word, style = w.text, w.style

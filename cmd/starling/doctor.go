@@ -143,6 +143,15 @@ func (a *app) showFinding(f *api.Finding) {
 	}
 }
 
+// paths counts how contacts are connected.
+func paths(cs []*api.Connection) map[string]int {
+	n := map[string]int{api.PathDirect: 0, api.PathCircuit: 0}
+	for _, c := range cs {
+		n[c.Path]++
+	}
+	return n
+}
+
 // nameless are the checks whose text names nobody.
 var nameless = map[string]bool{"daemon": true, "version": true, "files": true, "network": true, "dht": true, "record": true, "clock": true, "disk": true}
 
@@ -164,7 +173,7 @@ func writeBundle(name string, fs []*api.Finding, st *api.StatusResponse) error {
 	if st != nil {
 		report.Node = map[string]any{
 			"state": st.State, "version": st.Version, "reach": st.Reach, "contacts": st.Contacts, "queued": st.Queued,
-			"connected": st.Connected, "dht_peers": st.DhtPeers, "dht_mode": st.DhtMode, "started": stamp(st.Started), "published": stamp(st.Published), "rolled_back": st.RolledBack,
+			"connected": st.Connected, "paths": paths(st.Connections), "dht_peers": st.DhtPeers, "dht_mode": st.DhtMode, "started": stamp(st.Started), "published": stamp(st.Published), "rolled_back": st.RolledBack,
 		}
 	}
 	b, err := json.MarshalIndent(report, "", "  ")

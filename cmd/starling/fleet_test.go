@@ -210,7 +210,7 @@ func poll(ctx context.Context, what string, done func() (bool, error)) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if ok, err := done(); ok || err != nil {
+		if ok, err := done(); ok || err != nil && ctx.Err() == nil {
 			return err
 		}
 		select {

@@ -97,7 +97,7 @@ func (a *app) root() *cobra.Command {
 		id, title string
 		cmds      []*cobra.Command
 	}{
-		{"node", "Your node", []*cobra.Command{a.initCmd(), a.upCmd(), a.stopCmd(), a.lockCmd(), a.unlockCmd(), a.passphraseCmd(), a.statusCmd(), a.doctorCmd(), a.bootstrapCmd()}},
+		{"node", "Your node", []*cobra.Command{a.initCmd(), a.upCmd(), a.stopCmd(), a.lockCmd(), a.unlockCmd(), a.passphraseCmd(), a.statusCmd(), a.doctorCmd(), a.relayCmd(), a.bootstrapCmd()}},
 		{"people", "People", []*cobra.Command{a.inviteCmd(), a.contactCmd()}},
 		{"talk", "Talking", []*cobra.Command{a.sendCmd(), a.historyCmd(), a.chatCmd(), a.eventsCmd()}},
 		{"more", "More", []*cobra.Command{a.demoCmd(), a.versionCmd()}},
@@ -109,6 +109,7 @@ func (a *app) root() *cobra.Command {
 		}
 	}
 	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean to a script", Long: exitHelp})
+	root.AddCommand(&cobra.Command{Use: "settings", Short: "What starling.toml can say", Long: settingsHelp})
 	root.SetHelpCommandGroupID("more")
 	root.SetCompletionCommandGroupID("more")
 	return root

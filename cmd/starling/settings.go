@@ -12,22 +12,62 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/pelletier/go-toml/v2"
+
+	"starling/node"
 )
 
 // settings is starling.toml. The program reads it and never writes it. Flags
 // of up come first.
 type settings struct {
-	Listen       []listenAddr    `toml:"listen"`        // multiaddrs to listen on
-	Announce     []listenAddr    `toml:"announce"`      // multiaddrs to publish in place of those found out
-	Bootstrap    []bootstrapAddr `toml:"bootstrap"`     // multiaddrs with /p2p to find the network by
-	DHT          dhtMode         `toml:"dht"`           // auto, server or client
-	MDNS         *bool           `toml:"mdns"`          // find nodes on the local network; default true
-	Local        bool            `toml:"local"`         // a network without public addresses
-	ReadReceipts bool            `toml:"read_receipts"` // tell contacts what was read
-	LogLevel     logLevel        `toml:"log_level"`     // debug, info, warn or error
+	Listen        []listenAddr    `toml:"listen"`         // multiaddrs to listen on
+	Announce      []listenAddr    `toml:"announce"`       // multiaddrs to publish in place of those found out
+	Bootstrap     []bootstrapAddr `toml:"bootstrap"`      // multiaddrs with /p2p to find the network by
+	DHT           dhtMode         `toml:"dht"`            // auto, server or client
+	MDNS          *bool           `toml:"mdns"`           // find nodes on the local network; default true
+	Local         bool            `toml:"local"`          // a network without public addresses
+	Reach         reach           `toml:"reach"`          // auto, public or private
+	Circuits      bool            `toml:"circuits"`       // offer circuits to nodes that nobody can dial
+	CircuitRelays []bootstrapAddr `toml:"circuit_relays"` // multiaddrs with /p2p to be dialled through
+	ReadReceipts  bool            `toml:"read_receipts"`  // tell contacts what was read
+	LogLevel      logLevel        `toml:"log_level"`      // debug, info, warn or error
 }
 
-const knownKeys = "listen, announce, bootstrap, dht, mdns, local, read_receipts, log_level"
+const knownKeys = "listen, announce, bootstrap, dht, mdns, local, reach, circuits, circuit_relays, read_receipts, log_level"
+
+// settingsHelp is what starling help settings prints. It names every key.
+const settingsHelp = `The file is starling.toml in the profile folder, or in starling below the
+configuration folder where the profile has no folder of its own. Starling reads
+it at the start and never writes it; a key it does not know is an error. Flags
+of starling up come first.
+
+  listen = ["/ip4/0.0.0.0/udp/4001/quic-v1"]
+      Multiaddrs to listen on. Default: QUIC and TCP, on a port that is chosen
+      once and kept.
+  announce = ["/dns4/ada.example/udp/4001/quic-v1"]
+      Multiaddrs to publish in place of those found out.
+  bootstrap = ["/ip4/…/udp/…/quic-v1/p2p/…"]
+      Nodes to find the network by, besides those of starling bootstrap.
+  dht = "auto"
+      Hold records for others: auto (unless nobody can dial this node), server
+      (always) or client (never).
+  mdns = true
+      Find nodes on the local network.
+  local = false
+      The network has no public addresses: a LAN without internet, or one machine.
+  reach = "auto"
+      Whether others can dial this node: auto (peers are asked to try), public or
+      private. If you say it and it is not so, others may not reach you.
+  circuits = false
+      Offer circuits to nodes that nobody can dial. You see who talks to whom
+      by address, and not a word of what they say. Takes effect once others can
+      dial this node.
+  circuit_relays = ["/ip4/…/udp/…/quic-v1/p2p/…"]
+      Nodes that offer circuits, for others to dial this node through when they
+      cannot dial it directly. Default: peers that happen to offer them.
+  read_receipts = false
+      Tell contacts when you have read what they wrote.
+  log_level = "info"
+      debug, info, warn or error.`
 
 // The types of values that are checked as they are read, so that a problem has
 // a line and a column. They are structs because the decoder asks no string.
@@ -35,6 +75,7 @@ type (
 	listenAddr    struct{ text string }
 	bootstrapAddr struct{ text string }
 	dhtMode       struct{ text string }
+	reach         struct{ is node.Reach }
 	logLevel      struct{ level slog.Level }
 )
 
@@ -61,6 +102,15 @@ func (m *dhtMode) UnmarshalText(b []byte) error {
 		return nil
 	}
 	return errors.New("must be auto, server or client")
+}
+
+func (r *reach) UnmarshalText(b []byte) error {
+	is, ok := map[string]node.Reach{"auto": node.ReachAuto, "public": node.ReachPublic, "private": node.ReachPrivate}[string(b)]
+	if !ok {
+		return errors.New("must be auto, public or private")
+	}
+	r.is = is
+	return nil
 }
 
 func (l *logLevel) UnmarshalText(b []byte) error {
@@ -104,6 +154,9 @@ func (p profile) readSettings() (settings, error) {
 	}
 	if err != nil {
 		return s, usage("%s: %s", p.config, plainProblem(err.Error()))
+	}
+	if s.Circuits && s.Reach.is == node.ReachPrivate {
+		return s, usage("%s: circuits are offered by nodes that others can dial, and reach says private", p.config)
 	}
 	return s, nil
 }

@@ -32,12 +32,28 @@ type statusShape struct {
 	Published      string   `json:"published,omitempty"`
 	Journal        uint64   `json:"journal"`
 	RolledBack     bool     `json:"rolled_back"`
+
+	Connections []connectionShape `json:"connections"`
+	Confirmed   []string          `json:"confirmed"`
+}
+
+type connectionShape struct {
+	Contact string `json:"contact"`
+	Account string `json:"account"`
+	Path    string `json:"path"` // direct or circuit
+	Addr    string `json:"addr"`
+	Opened  string `json:"opened,omitempty"`
 }
 
 func statusOf(s *api.StatusResponse) statusShape {
+	connections := []connectionShape{}
+	for _, c := range s.Connections {
+		connections = append(connections, connectionShape{c.Contact, c.Account, c.Path, c.Addr, stamp(c.Opened)})
+	}
 	return statusShape{
 		s.State, s.Version, s.Api, s.Pid, s.Home, s.Account, s.Name, s.PeerId, list(s.Addrs), list(s.BootstrapAddrs), s.Reach, list(s.Relays),
 		s.Contacts, s.Requests, s.Queued, s.Connected, s.DhtPeers, s.DhtMode, stamp(s.Started), stamp(s.Published), s.Journal, s.RolledBack,
+		connections, list(s.Confirmed),
 	}
 }
 
@@ -67,6 +83,7 @@ type contactShape struct {
 	Added       string `json:"added,omitempty"`
 	LastSeen    string `json:"last_seen,omitempty"`
 	Connected   bool   `json:"connected"`
+	Path        string `json:"path,omitempty"` // if connected: direct or circuit
 	Queued      uint32 `json:"queued"`
 	Unread      uint32 `json:"unread"`
 	Warning     string `json:"warning,omitempty"`
@@ -74,7 +91,7 @@ type contactShape struct {
 }
 
 func contactOf(c *api.Contact) contactShape {
-	return contactShape{c.Account, c.Name, c.ProfileName, c.State, c.Detail, c.Verified, stamp(c.Added), stamp(c.LastSeen), c.Connected, c.Queued, c.Unread, c.Warning, c.NewAccount}
+	return contactShape{c.Account, c.Name, c.ProfileName, c.State, c.Detail, c.Verified, stamp(c.Added), stamp(c.LastSeen), c.Connected, c.Path, c.Queued, c.Unread, c.Warning, c.NewAccount}
 }
 
 type messageShape struct {
@@ -89,10 +106,31 @@ type messageShape struct {
 	Expires  string `json:"expires,omitempty"`
 	Reason   string `json:"reason,omitempty"`
 	Kind     string `json:"kind"`
+	Copies   uint32 `json:"copies,omitempty"` // with stored: relays that have it,
+	Relays   uint32 `json:"relays,omitempty"` // of how many that the recipient has,
+	Until    string `json:"until,omitempty"`  // and when the last copy ends
 }
 
 func messageOf(m *api.Message) messageShape {
-	return messageShape{m.Id, m.Chat, m.From, m.To, m.Text, m.State, stamp(m.Time), stamp(m.Received), stamp(m.Expires), m.Reason, m.Kind}
+	return messageShape{
+		m.Id, m.Chat, m.From, m.To, m.Text, m.State, stamp(m.Time), stamp(m.Received), stamp(m.Expires), m.Reason, m.Kind,
+		m.Copies, m.Relays, stamp(m.Until),
+	}
+}
+
+type relayShape struct {
+	ID        string   `json:"id"`
+	Addrs     []string `json:"addrs"`
+	State     string   `json:"state"`
+	Detail    string   `json:"detail,omitempty"`
+	Added     string   `json:"added,omitempty"`
+	Heard     string   `json:"heard,omitempty"`
+	Queues    uint32   `json:"queues"`
+	Connected bool     `json:"connected"`
+}
+
+func relayOf(r *api.Relay) relayShape {
+	return relayShape{r.Id, list(r.Addrs), r.State, r.Detail, stamp(r.Added), stamp(r.Heard), r.Queues, r.Connected}
 }
 
 type eventShape struct {

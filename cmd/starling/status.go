@@ -80,12 +80,17 @@ func (a *app) showStatus(st *api.StatusResponse, now time.Time) {
 		if st.Published != 0 {
 			published = ago(when(st.Published), now)
 		}
+		relays := "none, so messages reach you only while you are online"
+		if n := len(st.Relays); n > 0 {
+			relays = plural(n, "relay")
+		}
 		rows = [][2]string{
 			{"account", st.Account},
 			{"people", people},
+			{"connected", connections(st.Connections)},
 			{"messages", waiting},
 			{"reach", orElse(reachWords[st.Reach], st.Reach)},
-			{"relays", strings.Join(st.Relays, " ")},
+			{"relays", relays},
 			{"network", fmt.Sprintf("%s connected, %d in the DHT (%s)", plural(int(st.Connected), "peer"), st.DhtPeers, st.DhtMode)},
 			{"published", published},
 			{"started", ago(when(st.Started), now)},
@@ -97,6 +102,23 @@ func (a *app) showStatus(st *api.StatusResponse, now time.Time) {
 	if st.RolledBack {
 		fmt.Fprintf(a.out, "\n%s The store came back from an old copy. Sessions were renewed; nothing is lost.\n", a.out.paint(yellow, "Note:"))
 	}
+}
+
+// connections says to whom there is a connection, and how it runs.
+func connections(cs []*api.Connection) string {
+	const most = 12 // --json has all
+	var said []string
+	for _, c := range cs[:min(len(cs), most)] {
+		how := "directly"
+		if c.Path == api.PathCircuit {
+			how = "through a circuit"
+		}
+		said = append(said, escape(c.Contact)+" "+how)
+	}
+	if len(cs) > most {
+		said = append(said, fmt.Sprintf("%d more", len(cs)-most))
+	}
+	return strings.Join(said, ", ")
 }
 
 // bestAddress picks the address that is most use to others; --json has all.
