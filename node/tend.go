@@ -326,7 +326,10 @@ func (d *tending) keys(ctx context.Context, box relay.QueueID) error {
 	if err != nil {
 		return fmt.Errorf("counting one-time keys: %w", err)
 	}
-	for held <= protocol.PoolKeys/2 {
+	for range protocol.PoolKeys / protocol.MaxPutKeys { // whatever the relay says that it has
+		if held > protocol.PoolKeys/2 {
+			break
+		}
 		var blobs [][]byte
 		err := n.store.Update(func(tx *store.Tx) error {
 			bundles, err := n.sessions.MintPool(tx, now, d.t, min(protocol.PoolKeys-held, protocol.MaxPutKeys))
