@@ -49,6 +49,7 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	if err != nil {
 		return nil, err
 	}
+	var h host.Host
 	listening := make(chan struct{}) // closed below, once the host listens
 	low, high, grace := watermarks(cfg.Conns)
 	manager, err := connmgr.NewConnManager(low, high, connmgr.WithGracePeriod(grace))
@@ -108,7 +109,7 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 		find := libp2p.EnableAutoRelayWithPeerSource(relays)
 		if named := circuitRelays(cfg); len(named) > 0 {
 			find = libp2p.EnableAutoRelayWithPeerSource(
-				func(ctx context.Context, _ int) <-chan peer.AddrInfo { return offer(ctx, listening, named) },
+				func(ctx context.Context, _ int) <-chan peer.AddrInfo { return offer(ctx, listening, &h, named) },
 				autorelay.WithMaxCandidates(len(named)), autorelay.WithMinCandidates(len(named)), autorelay.WithNumRelays(len(named)),
 				autorelay.WithBootDelay(0), autorelay.WithBackoff(circuitRetry), autorelay.WithMinInterval(circuitRetry),
 			)
@@ -131,7 +132,7 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	// Listening is a step of its own: a New that fails to listen leaves half of
 	// a host running. The option comes after those for relays, which it would
 	// switch off otherwise.
-	h, err := libp2p.New(append(opts, libp2p.NoListenAddrs)...)
+	h, err = libp2p.New(append(opts, libp2p.NoListenAddrs)...)
 	if err != nil {
 		return nil, fmt.Errorf("starting the network: %w", err)
 	}
@@ -150,7 +151,8 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 // offer returns the circuit relays of Config.CircuitRelays once this node
 // listens. Dialled before, they would see it at a port that nobody can use, and
 // as they are all that tells it where it is seen, it could never punch a hole.
-func offer(ctx context.Context, listening <-chan struct{}, named []peer.AddrInfo) <-chan peer.AddrInfo {
+// h is set by then.
+func offer(ctx context.Context, listening <-chan struct{}, h *host.Host, named []peer.AddrInfo) <-chan peer.AddrInfo {
 	out := make(chan peer.AddrInfo, len(named))
 	defer close(out)
 	select {
@@ -158,7 +160,11 @@ func offer(ctx context.Context, listening <-chan struct{}, named []peer.AddrInfo
 	case <-ctx.Done():
 		return out
 	}
+	s, _ := (*h).Network().(interface{ Backoff() *swarm.DialBackoff })
 	for _, info := range named {
+		if s != nil {
+			s.Backoff().Clear(info.ID)
+		}
 		out <- info
 	}
 	return out
@@ -181,9 +187,10 @@ func newBlackHole() *swarm.BlackHoleSuccessCounter {
 }
 
 // circuitRetry is the pause after a circuit relay of Config.CircuitRelays did not
-// answer, or did not give a place. There are no others to ask meanwhile, and
-// libp2p has a back-off of its own for dialling, so it is short: a relay that
-// was started anew has its guests back within half a minute.
+// answer, or did not give a place. There are no others to ask meanwhile, so it is
+// short, and libp2p's own back-off for dialling, which grows to five minutes while
+// a relay is away, is set back each time: a relay that was started anew has its
+// guests back within half a minute.
 const circuitRetry = 15 * time.Second
 
 // circuitRelays returns Config.CircuitRelays, one entry for each relay.

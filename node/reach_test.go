@@ -126,8 +126,8 @@ func TestCircuitRelayComesBack(t *testing.T) {
 			relay.start()
 			begin := time.Now()
 			w.eventually("a place at the relay", func() bool { return bo.Status().Reach == "relay" })
-			if d := time.Since(begin); d > time.Minute {
-				t.Errorf("bo has a place %v after the relay came back", d)
+			if d := time.Since(begin); d > 2*circuitRetry {
+				t.Errorf("bo has a place %v after the relay came back, want at most %v", d, 2*circuitRetry)
 			}
 			relay.stop()
 		}
