@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
@@ -19,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
@@ -206,13 +208,46 @@ func circuitRelays(cfg Config) []peer.AddrInfo {
 	return list
 }
 
-// newResources makes libp2p's default resource manager, without metrics: those
-// format a time stamp for every stream and every reservation, whether or not
-// anybody reads them, and libp2p.DisableMetrics does not end that.
+// Limits on connections from one IP address. To libp2p a circuit comes from its
+// relay's address, and goes there: by its own limits, of 8 connections and a new
+// one in five seconds, nobody could have more than seven contacts through a relay.
+// A relay has up to 16 circuits for one guest, each for two minutes.
+const (
+	connsByAddress = 32  // of one IPv4 address or IPv6 /56
+	connsBySite    = 256 // of one IPv6 /48
+	rateByAddress  = 1.0 // new ones a second
+	rateBySite     = 8.0 // likewise
+	burstByAddress = 64
+	burstBySite    = 512
+)
+
+// newResources makes a resource manager with libp2p's default limits but for
+// these, and without metrics: those format a time stamp for every stream and
+// every reservation, whether or not anybody reads them, and
+// libp2p.DisableMetrics does not end that.
 func newResources() (network.ResourceManager, error) {
 	limits := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&limits)
-	m, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits.AutoScale()), rcmgr.WithMetricsDisabled())
+	m, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(limits.AutoScale()),
+		rcmgr.WithMetricsDisabled(),
+		rcmgr.WithLimitPerSubnet(
+			[]rcmgr.ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: connsByAddress}},
+			[]rcmgr.ConnLimitPerSubnet{{PrefixLength: 56, ConnCount: connsByAddress}, {PrefixLength: 48, ConnCount: connsBySite}},
+		),
+		rcmgr.WithConnRateLimiters(&rate.Limiter{
+			NetworkPrefixLimits: []rate.PrefixLimit{
+				{Prefix: netip.MustParsePrefix("127.0.0.0/8")}, {Prefix: netip.MustParsePrefix("::1/128")},
+			},
+			SubnetRateLimiter: rate.SubnetLimiter{
+				IPv4SubnetLimits: []rate.SubnetLimit{{PrefixLength: 32, Limit: rate.Limit{RPS: rateByAddress, Burst: burstByAddress}}},
+				IPv6SubnetLimits: []rate.SubnetLimit{
+					{PrefixLength: 56, Limit: rate.Limit{RPS: rateByAddress, Burst: burstByAddress}},
+					{PrefixLength: 48, Limit: rate.Limit{RPS: rateBySite, Burst: burstBySite}},
+				},
+				GracePeriod: time.Minute,
+			},
+		}),
+	)
 	if err != nil {
 		return nil, fmt.Errorf("making a resource manager: %w", err)
 	}

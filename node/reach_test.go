@@ -135,6 +135,51 @@ func TestCircuitRelayComesBack(t *testing.T) {
 	})
 }
 
+// A node has circuits with all the contacts that a relay carries for it, and
+// nobody can take all its connections from one address.
+func TestResourcesForCircuits(t *testing.T) {
+	const (
+		circuits = 16 // that a relay of libp2p has for one guest
+		most     = 32
+	)
+	m, err := newResources()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	open := func(a string) (network.ConnManagementScope, error) {
+		return m.OpenConnection(network.DirInbound, false, multiaddr.StringCast(a))
+	}
+	relay := "/ip4/9.9.9.9/udp/1/quic-v1"
+	var scopes []network.ConnManagementScope
+	for i := range 1 + circuits {
+		s, err := open(relay)
+		if err != nil {
+			t.Fatalf("connection %d with a relay and through it: %v", i, err)
+		}
+		scopes = append(scopes, s)
+		relay = "/ip4/9.9.9.9/udp/1/quic-v1/p2p/12D3KooWPmH3y8pY1n9rbnDAqDYLemy5kLWDfnNwMBYWYjoXpbf7/p2p-circuit"
+	}
+	for _, s := range scopes[1:] { // the relay cuts them, and as many come at once
+		s.Done()
+	}
+	for i := range circuits {
+		if _, err := open(relay); err != nil {
+			t.Fatalf("circuit %d of the second time: %v", i, err)
+		}
+	}
+	n := 0
+	for n < 10*most {
+		if _, err := open("/ip4/8.8.8.8/udp/1/quic-v1"); err != nil {
+			break
+		}
+		n++
+	}
+	if n != most {
+		t.Errorf("%d connections from one address, want %d", n, most)
+	}
+}
+
 // A node dials back over QUIC from the start, and gives up UDP only where nothing
 // comes back.
 func TestBlackHole(t *testing.T) {
