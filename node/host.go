@@ -17,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
@@ -45,18 +46,20 @@ func watermarks(conns int) (low, high int, grace time.Duration) {
 }
 
 // newHost makes the libp2p host. relays gives circuit relays to try when this
-// node is not reachable directly.
-func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int) <-chan peer.AddrInfo) (host.Host, error) {
+// node is not reachable directly. The hole puncher is that of the host, and nil
+// without one.
+func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int) <-chan peer.AddrInfo) (host.Host, *holepunch.Service, error) {
 	key, err := transportKey(transportSeed)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var h host.Host
+	var punching *holepunch.Service
 	listening := make(chan struct{}) // closed below, once the host listens
 	low, high, grace := watermarks(cfg.Conns)
 	manager, err := connmgr.NewConnManager(low, high, connmgr.WithGracePeriod(grace))
 	if err != nil {
-		return nil, fmt.Errorf("making a connection manager: %w", err)
+		return nil, nil, fmt.Errorf("making a connection manager: %w", err)
 	}
 	opts := []libp2p.Option{
 		libp2p.Identity(key),
@@ -71,7 +74,7 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	} else {
 		resources, err := newResources()
 		if err != nil {
-			return nil, errors.Join(err, manager.Close())
+			return nil, nil, errors.Join(err, manager.Close())
 		}
 		opts = append(opts,
 			libp2p.ResourceManager(resources),
@@ -118,7 +121,10 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 		}
 		opts = append(opts, libp2p.EnableRelay(), find)
 		if !cfg.NoHolePunch {
-			opts = append(opts, libp2p.EnableHolePunching())
+			opts = append(opts, libp2p.EnableHolePunching(func(s *holepunch.Service) error {
+				punching = s
+				return nil
+			}))
 		}
 	}
 	if cfg.Circuits {
@@ -136,7 +142,7 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 	// switch off otherwise.
 	h, err = libp2p.New(append(opts, libp2p.NoListenAddrs)...)
 	if err != nil {
-		return nil, fmt.Errorf("starting the network: %w", err)
+		return nil, nil, fmt.Errorf("starting the network: %w", err)
 	}
 	if cfg.OnConnect != nil {
 		h.Network().Notify(&network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) {
@@ -144,10 +150,10 @@ func newHost(cfg Config, transportSeed []byte, relays func(context.Context, int)
 		}})
 	}
 	if err := h.Network().Listen(listen...); err != nil {
-		return nil, errors.Join(fmt.Errorf("starting the network: %w", err), h.Close())
+		return nil, nil, errors.Join(fmt.Errorf("starting the network: %w", err), h.Close())
 	}
 	close(listening)
-	return h, nil
+	return h, punching, nil
 }
 
 // offer returns the circuit relays of Config.CircuitRelays once this node

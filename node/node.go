@@ -37,6 +37,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
+	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"golang.org/x/sync/errgroup"
 
 	"starling/dht"
@@ -75,7 +76,8 @@ type Node struct {
 	hosts        client.Hosts
 	depositor    *client.Depositor
 	readers      readers
-	hostUp       atomic.Bool // host is set
+	hostUp       atomic.Bool        // host is set
+	punching     *holepunch.Service // the host's; nil without one
 
 	stop    context.CancelFunc
 	group   *errgroup.Group
@@ -116,7 +118,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 			return nil, fmt.Errorf("renewing what an old copy of the store held: %w", err)
 		}
 	}
-	if n.host, err = newHost(cfg, n.self.transport, n.relayCandidates); err != nil {
+	if n.host, n.punching, err = newHost(cfg, n.self.transport, n.relayCandidates); err != nil {
 		return nil, err
 	}
 	n.hostUp.Store(true)
@@ -168,6 +170,7 @@ func (n *Node) run() {
 		{"network", n.watchNetwork},
 		{"greeting", n.greet},
 		{"mdns", n.watchNeighbours},
+		{"punching", (&puncher{n: n, known: make(map[peer.ID]*punch)}).Run},
 	} {
 		n.group.Go(func() error {
 			if err := part.run(ctx); err != nil && ctx.Err() == nil {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"github.com/multiformats/go-multiaddr"
 
 	"starling/node/store"
@@ -178,6 +180,85 @@ func TestResourcesForCircuits(t *testing.T) {
 	if n != most {
 		t.Errorf("%d connections from one address, want %d", n, most)
 	}
+}
+
+// Who called this node through a relay is tried to be reached directly after ten
+// seconds, a minute, and then every five, for as long as there is no other
+// connection, and not more often for calling again. Strangers are not.
+func TestPunchesOfACircuit(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		relay := w.person("relay", m.at(1), func(p *person) { p.cfg.Reach, p.cfg.Circuits = ReachPublic, true })
+		bo := w.person("bo", m.relayed(2, relay))
+		w.eventually("a place at the relay", func() bool { return bo.Status().Reach == "relay" })
+		ada := w.person("ada", m.relayed(3, relay))
+		eve := w.person("eve", m.relayed(4, relay))
+		link := bo.invite(false)
+		ada.add(link, "bo")
+		ada.until(contactIs("bo", "accepted"))
+		bo.until(contactIs("ada", "accepted"))
+		call := func(p *person) network.Conn {
+			to := peer.AddrInfo{ID: bo.host.ID(), Addrs: bo.host.Addrs()}
+			if err := p.host.Connect(network.WithAllowLimitedConn(w.ctx, "test"), to); err != nil {
+				t.Fatal(err)
+			}
+			return p.host.Network().ConnsToPeer(bo.host.ID())[0]
+		}
+		circuit := call(ada)
+		call(eve)
+		w.eventually("both circuits", func() bool {
+			open := bo.throughCircuits()
+			return len(open) == 2 && open[ada.host.ID()] && open[eve.host.ID()]
+		})
+		if open := ada.throughCircuits(); len(open) != 0 {
+			t.Errorf("ada called, and has circuits that came in: %v", open)
+		}
+		bo.host.SetStreamHandler(holepunch.Protocol, func(s network.Stream) { s.Reset() }) //nolint:errcheck // nobody calls
+		p := &puncher{n: bo.Node, known: make(map[peer.ID]*punch)}
+		start, now := time.Now(), time.Now()
+		last := start
+		var pauses []time.Duration
+		for now.Sub(start) < time.Hour {
+			due, next := p.look(now)
+			if len(due) > 0 {
+				pauses = append(pauses, now.Sub(last))
+				last = now
+				if !slices.Equal(due, []peer.ID{ada.host.ID()}) {
+					t.Errorf("it is the turn of %v, want ada's", due)
+				}
+			}
+			if !next.After(now) {
+				t.Fatalf("at %v the next look is at %v", now, next)
+			}
+			now = next
+		}
+		if len(pauses) < 8 {
+			t.Errorf("in an hour ada is tried %d times, want at least 8", len(pauses))
+		}
+		for i, d := range pauses {
+			if want := punchPauses[min(i, 2)]; d < want || d > want*3/2 {
+				t.Errorf("try %d is after %v, want %v to half as much more", i+1, d, want)
+			}
+		}
+		circuit.Close() //nolint:errcheck // the next look tells
+		w.eventually("one circuit", func() bool { return len(bo.throughCircuits()) == 1 })
+		now = p.known[ada.host.ID()].next.Add(-time.Second)
+		p.look(now)
+		call(ada)
+		w.eventually("both circuits again", func() bool { return len(bo.throughCircuits()) == 2 })
+		if due, _ := p.look(now); len(due) != 0 || p.known[ada.host.ID()].tries < len(pauses) {
+			t.Errorf("after another call it is the turn of %v, and ada's tries are %d, want nobody's and %d", due, p.known[ada.host.ID()].tries, len(pauses))
+		}
+		for _, c := range bo.host.Network().Conns() {
+			c.Close() //nolint:errcheck // the next look tells
+		}
+		p.look(now.Add(time.Hour))
+		if len(p.known) != 0 {
+			t.Errorf("without circuits %d peers are remembered", len(p.known))
+		}
+		for _, p := range []*person{ada, bo, eve, relay} {
+			p.stop()
+		}
+	})
 }
 
 // A node dials back over QUIC from the start, and gives up UDP only where nothing

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"starling/node"
 	"starling/simulation/network"
 )
 
@@ -64,6 +65,39 @@ func TestFriendsBehindNATs(t *testing.T) {
 				t.Error("they were never connected")
 			}
 		})
+	}
+}
+
+// What was in the way of a hole passes while they are connected through a
+// circuit: they try again, with nothing to say to each other.
+func TestHoleIsPunchedLater(t *testing.T) {
+	var healed time.Duration
+	r, err := Run(natWorld(PacketFace, network.PortRestricted, network.PortRestricted), func(w *World) error {
+		if err := w.StartAll(time.Second); err != nil {
+			return err
+		}
+		w.Sleep(5 * time.Minute)
+		ada, bo := w.Node("ada"), w.Node("bo")
+		w.SetLink(ada, bo, &network.Link{Loss: 1})
+		if err := ada.Befriend(bo); err != nil {
+			return err
+		}
+		w.Sleep(50 * time.Second) // until libp2p has given up
+		w.SetLink(ada, bo, nil)
+		healed = w.Now()
+		w.Sleep(time.Minute)
+		for _, n := range []*Node{ada, bo} {
+			if cs := n.Live().Status().Connections; len(cs) != 1 || cs[0].Path != node.PathDirect {
+				return fmt.Errorf("they are connected by %+v, want one direct connection", cs)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := r.Pairs[0]; p.Relayed < 0 || p.Relayed > healed || p.Direct < healed+5*time.Second {
+		t.Errorf("ada and bo: %+v, want a circuit before %v and a direct connection a while after", p, healed)
 	}
 }
 
