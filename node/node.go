@@ -198,6 +198,7 @@ func (n *Node) Close() error {
 			remove()
 		}
 		n.lines.closeAll()
+		errs = append(errs, n.endPunches())
 		if n.group != nil {
 			errs = append(errs, n.group.Wait())
 		}

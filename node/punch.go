@@ -40,7 +40,8 @@ type puncher struct {
 	known map[peer.ID]*punch // circuits that are open, or were until lately; Run's alone
 }
 
-// Run tries until ctx ends, and returns when the last attempt has ended.
+// Run tries until ctx ends, and returns when the last attempt has ended, for
+// which there is endPunches.
 func (p *puncher) Run(ctx context.Context) error {
 	if p.n.punching == nil {
 		return nil
@@ -60,7 +61,6 @@ func (p *puncher) Run(ctx context.Context) error {
 	defer h.StopNotify(notify)
 	var attempts sync.WaitGroup
 	defer attempts.Wait()
-	defer p.end()
 	slots := make(chan struct{}, maxPunches) // look sends, an attempt receives at its end; full is enough
 	timer := time.NewTimer(0)                // some may be open already
 	defer timer.Stop()
@@ -134,17 +134,18 @@ func (p *puncher) pause(tries int) time.Duration {
 	return d + time.Duration(binary.BigEndian.Uint64(b[:])%uint64(d/2))
 }
 
-// end ends the attempts under way: they wait for the peer on its circuit, or for
-// a dial.
-func (p *puncher) end() {
-	for _, c := range p.n.host.Network().Conns() {
+// endPunches ends the attempts under way, libp2p's own too: they wait for the
+// peer on its circuit, or for a dial.
+func (n *Node) endPunches() error {
+	if n.punching == nil {
+		return nil
+	}
+	for _, c := range n.host.Network().Conns() {
 		if pathOf(c) == PathCircuit {
 			c.Close() //nolint:errcheck // the node is closing
 		}
 	}
-	if err := p.n.punching.Close(); err != nil {
-		p.n.log.Error("ending hole punching", "err", err)
-	}
+	return n.punching.Close()
 }
 
 // calledUs reports whether a connection is a circuit that the other end opened.
