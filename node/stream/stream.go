@@ -207,6 +207,18 @@ func (c *Conn) Write(b []byte) error {
 	return nil
 }
 
+// WriteFrames writes frames that were made by wire.AppendFrame, all together:
+// they are sent at once, and have the time of one. An error ends the stream.
+func (c *Conn) WriteFrames(frames []byte) error {
+	if err := c.s.SetWriteDeadline(time.Now().Add(transferTimeout)); err != nil {
+		return fmt.Errorf("setting a deadline: %w", err)
+	}
+	if _, err := c.s.Write(frames); err != nil {
+		return fmt.Errorf("writing frames: %w", classify(err))
+	}
+	return nil
+}
+
 // Exchange writes a request and returns its answer, of at most max bytes. When
 // ctx ends first it resets the stream and returns the cause. A stream that
 // ends before the answer gives [io.ErrUnexpectedEOF]; on a stream that served

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
 
 	"starling/protocol"
 )
@@ -25,6 +28,24 @@ func WriteFrame(w io.Writer, b []byte) error {
 	f = append(f, b...)
 	_, err := w.Write(f)
 	return err
+}
+
+// AppendFrame appends m, marshalled as by [Marshal], as one frame to f, so that
+// several can be written at once. m may have at most [protocol.MaxFrame] bytes.
+// After an error f is as it was.
+func AppendFrame(f []byte, m proto.Message) ([]byte, error) {
+	o := proto.MarshalOptions{Deterministic: true}
+	n := o.Size(m)
+	if n > protocol.MaxFrame {
+		return f, fmt.Errorf("wire: a frame of %d bytes, at most %d are allowed", n, protocol.MaxFrame)
+	}
+	f = slices.Grow(f, binary.MaxVarintLen32+n)
+	o.UseCachedSize = true // of Size, just now
+	b, err := o.MarshalAppend(binary.AppendUvarint(f, uint64(n)), m)
+	if err != nil {
+		panic("wire: internal error: " + err.Error())
+	}
+	return b, nil
 }
 
 // ReadFrame reads one frame of at most max bytes from r and returns its body.

@@ -105,3 +105,26 @@ func FuzzReadFrame(f *testing.F) {
 		}
 	})
 }
+
+// Frames that are appended are those that WriteFrame writes of the same messages.
+func TestAppendedFramesAreThoseWritten(t *testing.T) {
+	var want bytes.Buffer
+	var got []byte
+	for _, n := range []int{0, 1, 100, 127, 128, 70 * kib} {
+		m := &wire.RelayChunk{Chunk: bytes.Repeat([]byte{byte(n)}, n)}
+		if err := wire.WriteFrame(&want, wire.Marshal(m)); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if got, err = wire.AppendFrame(got, m); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want.Bytes()) {
+			t.Fatalf("after a message of %d bytes they differ", n)
+		}
+	}
+	after, err := wire.AppendFrame(got, &wire.RelayChunk{Chunk: make([]byte, protocol.MaxFrame)})
+	if err == nil || !bytes.Equal(after, got) {
+		t.Errorf("a message above the bound: %v, and %d bytes after %d", err, len(after), len(got))
+	}
+}
