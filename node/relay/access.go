@@ -176,13 +176,18 @@ func (c *client) delete(m *wire.RelayDelete) (*wire.RelayAnswer, error) {
 			return nil, refused
 		}
 	}
+	var keys []spool.Key
 	for _, d := range m.Deletions {
-		q := c.attached[relay.QueueID(d.Queue)]
-		err := c.s.spool.Delete(c.ctx, spool.Queue(q.id), d.Ids...)
-		c.s.measure(q)
-		if err != nil {
-			return nil, err
+		for _, id := range d.Ids {
+			keys = append(keys, spool.Key{Queue: spool.Queue(d.Queue), ID: id})
 		}
+	}
+	err := c.s.spool.DeleteAll(c.ctx, keys)
+	for _, d := range m.Deletions {
+		c.s.measure(c.attached[relay.QueueID(d.Queue)])
+	}
+	if err != nil {
+		return nil, err
 	}
 	return ok(), nil
 }

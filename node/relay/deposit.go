@@ -7,8 +7,6 @@ import (
 	"errors"
 	"slices"
 
-	"google.golang.org/protobuf/proto"
-
 	"starling/node/relay/spool"
 	"starling/node/store"
 	"starling/protocol"
@@ -18,22 +16,82 @@ import (
 )
 
 // deposit judges a deposit in the order of SPEC §13.4 and begins to keep it.
-func (c *client) deposit(m *wire.RelayDeposit) func() (*wire.RelayAnswer, int) {
+func (c *client) deposit(m *wire.RelayDeposit) answer {
 	d := &deposit{
-		s:     c.s,
-		id:    relay.QueueID(m.Queue),
-		blob:  m.Blob,
-		hash:  sha256.Sum256(m.Blob),
-		until: m.Expires,
+		s:      c.s,
+		id:     relay.QueueID(m.Queue),
+		blob:   m.Blob,
+		hash:   sha256.Sum256(m.Blob),
+		until:  m.Expires,
+		answer: make(chan *wire.RelayAnswer, 1),
 	}
 	if err := d.judge(m); err != nil {
 		return ready(c.s.answerOf(nil, err))
 	}
-	// The goroutine sends once; room for that, so that it does not wait for the
-	// writer.
-	done := make(chan *wire.RelayAnswer, 1)
-	c.deposits.Go(func() { done <- c.s.answerOf(d.keep()) })
-	return func() (*wire.RelayAnswer, int) { return <-done, 0 }
+	if d.ended != nil && d.token == nil {
+		c.start(d)
+	} else {
+		// It waits for more than the spool: the store, or another deposit.
+		c.deposits.Go(func() { d.answer <- c.s.answerOf(d.keep()) })
+	}
+	return answer{
+		wait:  func() (*wire.RelayAnswer, int) { return <-d.answer, 0 },
+		ready: func() bool { return len(d.answer) > 0 },
+	}
+}
+
+// start gives a deposit to the spool.
+func (c *client) start(d *deposit) {
+	pending, err := c.s.spool.Begin(d.entry())
+	if err != nil {
+		d.answer <- c.s.answerOf(d.kept(spool.Stored{}, err))
+		return
+	}
+	d.pending = pending
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.begun = append(c.begun, d)
+	if !c.ending {
+		c.ending = true
+		c.deposits.Go(c.finish)
+	}
+}
+
+// finish ends deposits as the spool is done with them, in their order, which is
+// the spool's, until there is none. It does not wait for the writer. Answers of
+// one group are sent together, so that the writer can write them together.
+func (c *client) finish() {
+	var finished []*deposit
+	var answers []*wire.RelayAnswer
+	send := func() {
+		for i, d := range finished {
+			d.answer <- answers[i]
+		}
+		clear(finished)
+		clear(answers)
+		finished, answers = finished[:0], answers[:0]
+	}
+	for {
+		c.mu.Lock()
+		begun := c.begun
+		c.begun = nil
+		if c.ending = len(begun) > 0; !c.ending {
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+		for _, d := range begun {
+			select {
+			case <-d.pending.Done():
+			default:
+				send()
+			}
+			stored, err := d.pending.Stored()
+			finished = append(finished, d)
+			answers = append(answers, c.s.answerOf(d.kept(stored, err)))
+		}
+		send()
+	}
 }
 
 // A deposit is one on its way to the disk, or a repetition of one that is on its
@@ -53,6 +111,11 @@ type deposit struct {
 	first  *deposit          // the same one, on its way; or nil
 	held   uint64            // ID of the entry that it seems to be, or 0
 	ended  chan struct{}     // closed by done; only of one that is not a repetition
+
+	pending spool.Pending // of start
+	// Whoever keeps the deposit sends once; room for that, so that it does not wait
+	// for the writer.
+	answer chan *wire.RelayAnswer
 }
 
 // judge decides whether the deposit may be kept, and finds it a place.
@@ -231,10 +294,14 @@ func (d *deposit) keep() (*wire.RelayAnswer, error) {
 			return nil, err
 		}
 	}
-	stored, err := d.put(ctx)
+	return d.kept(d.put(ctx))
+}
+
+// kept returns the answer to a deposit that the spool has kept or not.
+func (d *deposit) kept(stored spool.Stored, err error) (*wire.RelayAnswer, error) {
 	gone := d.done(err)
 	if gone {
-		if e := d.s.bury(ctx, d.q); e != nil {
+		if e := d.s.bury(context.Background(), d.q); e != nil {
 			return nil, e
 		}
 		return nil, refused
@@ -250,17 +317,17 @@ func (d *deposit) keep() (*wire.RelayAnswer, error) {
 	return receiptAnswer(stored.Receipt), nil
 }
 
-func receiptAnswer(b []byte) *wire.RelayAnswer {
-	r := new(wire.RelayReceipt)
-	if err := proto.Unmarshal(b, r); err != nil {
-		panic("relay: internal error: a receipt that does not parse: attest has marshalled it")
+// receiptAnswer is the answer with what attest has made.
+func receiptAnswer(receipt any) *wire.RelayAnswer {
+	return &wire.RelayAnswer{
+		Status: wire.RelayStatus_RELAY_STATUS_OK,
+		Result: &wire.RelayAnswer_Receipt{Receipt: receipt.(*wire.RelayReceipt)},
 	}
-	return &wire.RelayAnswer{Status: wire.RelayStatus_RELAY_STATUS_OK, Result: &wire.RelayAnswer_Receipt{Receipt: r}}
 }
 
 // again returns a new receipt for the entry that the deposit seems to be, or nil
 // if it is another one, or is gone.
-func (d *deposit) again(ctx context.Context) ([]byte, error) {
+func (d *deposit) again(ctx context.Context) (receipt any, err error) {
 	b, err := d.s.spool.Read(spool.Queue(d.id), d.held, nil)
 	switch {
 	case errors.Is(err, spool.ErrNotFound), errors.Is(err, spool.ErrDamaged):
@@ -270,7 +337,7 @@ func (d *deposit) again(ctx context.Context) ([]byte, error) {
 	case !bytes.Equal(b, d.blob):
 		return nil, errors.New("relay: two blobs with one tag")
 	}
-	receipt, err := d.s.spool.Again(ctx, spool.Queue(d.id), d.held, spool.Leaf(d.leaf))
+	receipt, err = d.s.spool.Again(ctx, spool.Queue(d.id), d.held, spool.Leaf(d.leaf))
 	switch {
 	case errors.Is(err, spool.ErrNotFound):
 		return nil, nil
@@ -278,6 +345,10 @@ func (d *deposit) again(ctx context.Context) ([]byte, error) {
 		return nil, busy // not signed
 	}
 	return receipt, err
+}
+
+func (d *deposit) entry() spool.Entry {
+	return spool.Entry{Queue: spool.Queue(d.id), Expires: d.until, Leaf: spool.Leaf(d.leaf), Blob: d.blob}
 }
 
 // put spends the token and then writes the entry, so that a crash in between
@@ -288,12 +359,7 @@ func (d *deposit) put(ctx context.Context) (spool.Stored, error) {
 			return spool.Stored{}, err
 		}
 	}
-	stored, err := d.s.spool.Put(ctx, []spool.Entry{{
-		Queue:   spool.Queue(d.id),
-		Expires: d.until,
-		Leaf:    spool.Leaf(d.leaf),
-		Blob:    d.blob,
-	}})
+	stored, err := d.s.spool.Put(ctx, []spool.Entry{d.entry()})
 	if err != nil {
 		if d.token != nil && (errors.Is(err, spool.ErrFull) || errors.Is(err, spool.ErrDiskFull)) {
 			if e := d.spend(-1); e != nil && !errors.Is(e, refused) {

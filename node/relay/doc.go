@@ -33,10 +33,12 @@
 // Uses of proofs of work are there alone; a restart forgets them.
 //
 // A stream has two goroutines. One reads requests and judges them; the other
-// writes the answers, in the order of the requests. Deposits wait for the disk
-// in between, up to 512 a stream, each on a goroutine of its own, so that those
-// of all streams share a sync and a signature. Any other request waits for the
-// deposits before it. A poll that waits holds no buffer.
+// writes the answers, in the order of the requests, and those that are there at
+// one time together. Deposits wait for the disk in between, up to 512 a stream, so
+// that those of all streams share a sync and a signature: a third goroutine ends
+// them, as long as there are any; a repetition, and what spends a token, has one of
+// its own. Any other request waits for the deposits before it. A poll that waits
+// holds no buffer.
 //
 // What it does not do: judge or publish records (its caller does), know who is
 // whose contact, or copy anything to another relay. A relay open to anybody can

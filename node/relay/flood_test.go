@@ -30,7 +30,7 @@ func (c *caller) try(req *wire.RelayRequest, b *block) wire.RelayStatus {
 		c.w.t.Errorf("%T: %v", req.Command, err)
 		return isBusy
 	}
-	a, held := t.answer()
+	a, held := t.wait()
 	c.w.give(t.held + held)
 	return a.Status
 }
@@ -159,7 +159,7 @@ func FuzzHandle(f *testing.F) {
 		var a *wire.RelayAnswer
 		var held int
 		var writer sync.WaitGroup
-		writer.Go(func() { a, held = answer() })
+		writer.Go(func() { a, held = answer.wait() })
 		owner.endPoll() // as the next request would
 		writer.Wait()
 		w.give(held)

@@ -3,6 +3,7 @@ package relay
 import (
 	"cmp"
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -19,13 +20,13 @@ type poll struct {
 }
 
 // beginPoll has the stream's writer answer a poll.
-func (c *client) beginPoll(m *wire.RelayPoll) func() (*wire.RelayAnswer, int) {
+func (c *client) beginPoll(m *wire.RelayPoll) answer {
 	p := &poll{make(chan struct{}), make(chan struct{})}
 	c.poll = p
-	return func() (*wire.RelayAnswer, int) {
+	return answer{wait: func() (*wire.RelayAnswer, int) {
 		defer close(p.done)
 		return c.answerPoll(m, p.stop)
-	}
+	}}
 }
 
 // endPoll ends a poll that waits. Afterwards the reader may change what is
@@ -116,10 +117,12 @@ func (c *client) find(m *wire.RelayPoll) (places []place, more bool) {
 		after[relay.QueueID(k.Queue)] = k.After
 	}
 	now, limit := c.s.now64(), int(m.Limit)
+	last := uint64(math.MaxUint64) // no entry above it is among the first; more is known by then
 	cut := func() {
 		slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.ID, b.ID) })
 		if len(places) > limit {
 			places, more = places[:limit], true
+			last = places[limit-1].ID
 		}
 	}
 	for id := range c.attached {
@@ -129,6 +132,9 @@ func (c *client) find(m *wire.RelayPoll) (places []place, more bool) {
 		}
 		items := c.s.spool.List(spool.Queue(id), from, limit+1)
 		for _, it := range items {
+			if it.ID > last {
+				break
+			}
 			if it.Expires > now {
 				places = append(places, place{id, it})
 			}

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"maps"
 	"testing"
 	"time"
 
@@ -115,7 +116,7 @@ func (c *caller) ask(req *wire.RelayRequest) *wire.RelayAnswer {
 	if err != nil {
 		c.w.t.Fatalf("%T: %v", req.Command, err)
 	}
-	a, held := answer()
+	a, held := answer.wait()
 	c.w.give(held)
 	parsed, err := relay.ParseAnswer(wire.Marshal(a), req)
 	if err != nil {
@@ -757,6 +758,90 @@ func TestPollReturnsEverythingInOrder(t *testing.T) {
 	}
 	if n != 30 || w.free != free {
 		t.Errorf("%d entries, want 30; %d bytes not given back", n, free-w.free)
+	}
+}
+
+// The entries of many queues come in the order of their IDs, however few a poll
+// takes, and none is left out.
+func TestPollTakesTheFirstOfManyQueues(t *testing.T) {
+	w := newWorld(t, nil)
+	c := w.caller()
+	var queues []*made
+	for range 40 {
+		queues = append(queues, c.queue(pairwise))
+	}
+	want := map[relay.QueueID]int{}
+	for i := range 400 {
+		// Some queues are filled early, some late, some all the time.
+		m := queues[(i/20+i%3*11)%len(queues)]
+		c.want(isOK, w.deposit(m, 2160))
+		want[m.id]++
+	}
+	last, got := uint64(0), map[relay.QueueID]int{}
+	for page := 0; ; page++ {
+		req := pollRequest(7)
+		req.GetPoll().After = last
+		a := c.want(isOK, req).GetEntries()
+		for _, e := range a.Entries {
+			if e.Id <= last {
+				t.Fatalf("ID %d after %d", e.Id, last)
+			}
+			last = e.Id
+			got[relay.QueueID(e.Queue)]++
+		}
+		if full := page < 400/7; a.More != full || full && len(a.Entries) != 7 {
+			t.Fatalf("page %d: %d entries, more: %v", page, len(a.Entries), a.More)
+		}
+		if !a.More {
+			break
+		}
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v of each queue, want %v", got, want)
+	}
+}
+
+// Deleting from many queues costs the disk what deleting from one does.
+func TestDeletingFromManyQueuesIsOneCommit(t *testing.T) {
+	w := newWorld(t, nil)
+	c := w.caller()
+	steps := func(queues int) int {
+		ms := make([]*made, queues)
+		for i := range ms {
+			ms[i] = c.queue(pairwise)
+		}
+		for i := range 40 {
+			c.want(isOK, w.deposit(ms[i%queues], 2160))
+		}
+		m := new(wire.RelayDelete)
+		of := map[relay.QueueID]*wire.RelayDeletion{}
+		for _, e := range c.poll256() {
+			d := of[relay.QueueID(e.Queue)]
+			if d == nil {
+				d = &wire.RelayDeletion{Queue: e.Queue}
+				of[relay.QueueID(e.Queue)] = d
+				m.Deletions = append(m.Deletions, d)
+			}
+			d.Ids = append(d.Ids, e.Id)
+		}
+		if len(m.Deletions) != queues {
+			t.Fatalf("entries of %d queues, want %d", len(m.Deletions), queues)
+		}
+		before := w.cfg.Disk.Steps()
+		c.want(isOK, &wire.RelayRequest{Command: &wire.RelayRequest_Delete{Delete: m}})
+		took := w.cfg.Disk.Steps() - before
+		if left := c.poll256(); len(left) > 0 {
+			t.Errorf("%d entries left of %d queues", len(left), queues)
+		}
+		for _, q := range ms {
+			if n := w.queues[q.id].messages; n != 0 {
+				t.Errorf("a queue counts %d messages", n)
+			}
+		}
+		return took
+	}
+	if one, many := steps(1), steps(20); one != many {
+		t.Errorf("%d steps of the disk for one queue, %d for twenty", one, many)
 	}
 }
 

@@ -242,7 +242,7 @@ func BenchmarkStranger(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				answer()
+				answer.wait()
 			}
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "deposits/s")
 		})

@@ -37,19 +37,30 @@ type client struct {
 	deposits sync.WaitGroup // those of this stream that are not done
 	wake     chan struct{}  // whoever deposits in an attached queue sends; one token is enough
 	poll     *poll          // the last, while it may wait; else nil
+
+	mu     sync.Mutex // guards what follows
+	begun  []*deposit // in the spool's hands; finish takes them
+	ending bool       // finish runs
+}
+
+// An answer is one that may not be there yet.
+type answer struct {
+	// wait returns the answer, when it is there, and how many bytes of memory it
+	// holds. It is called once.
+	wait func() (a *wire.RelayAnswer, held int)
+	// ready reports whether wait would return at once; nil: it may not.
+	ready func() bool
+}
+
+// ready is an answer that is there.
+func ready(a *wire.RelayAnswer) answer {
+	return answer{func() (*wire.RelayAnswer, int) { return a, 0 }, func() bool { return true }}
 }
 
 // A turn is the place of one answer in a stream.
 type turn struct {
-	// answer returns the answer, when it is there, and how many bytes of memory
-	// it holds. It is called once.
-	answer func() (a *wire.RelayAnswer, held int)
-	held   int // bytes of memory held by the request
-}
-
-// ready is a turn whose answer is there.
-func ready(a *wire.RelayAnswer) func() (*wire.RelayAnswer, int) {
-	return func() (*wire.RelayAnswer, int) { return a, 0 }
+	answer
+	held int // bytes of memory held by the request
 }
 
 // serve answers the requests of one stream.
@@ -113,40 +124,67 @@ func (c *client) begin(frame []byte, b *block) (turn, error) {
 	if !b.rate.Allow() || !s.traffic.pace(c.ctx, len(frame)) || !s.traffic.spend(len(frame), s.now()) || !s.take(held) {
 		return turn{answer: ready(s.answerOf(nil, busy))}, nil
 	}
-	answer, err := c.handle(frame)
+	a, err := c.handle(frame)
 	if err != nil {
 		s.give(held)
 	}
-	return turn{answer, held}, err
+	return turn{a, held}, err
 }
 
-// write writes the answers in their order. After an error it resets the stream
-// and takes what is left of them, so that the reader never waits for it.
+// together is how many bytes of answers are written at once, or one answer.
+const together = 32 << 10
+
+// write writes the answers in their order, those that are there together: the
+// receipts of a group come at one time. After an error it resets the stream and
+// takes what is left of them, so that the reader never waits for it.
 func (c *client) write(turns <-chan turn, cancel func()) {
 	broken := false
-	for t := range turns {
-		a, held := t.answer()
-		if !broken {
-			b := wire.Marshal(a)
-			c.s.counters.bytesOut.Add(uint64(len(b)))
-			c.s.traffic.spend(len(b), c.s.now())
-			if !c.s.traffic.pace(c.ctx, len(b)) || c.conn.Write(b) != nil {
-				broken = true
-				cancel()
-				c.conn.Refuse()
-			}
-		}
-		c.s.give(t.held + held)
+	var frames []byte
+	held := 0 // bytes of memory until the frames are written
+	fail := func() {
+		broken = true
+		cancel()
+		c.conn.Refuse()
 	}
+	flush := func() {
+		if len(frames) > 0 && !broken && (!c.s.traffic.pace(c.ctx, len(frames)) || c.conn.WriteFrames(frames) != nil) {
+			fail()
+		}
+		c.s.give(held)
+		frames, held = frames[:0], 0
+		if cap(frames) > 2*together || len(turns) == 0 {
+			frames = nil // a stream that rests has no buffer
+		}
+	}
+	for t := range turns {
+		if t.ready == nil || !t.ready() {
+			flush()
+		}
+		a, n := t.wait()
+		held += t.held + n
+		if !broken {
+			before, err := len(frames), error(nil)
+			if frames, err = wire.AppendFrame(frames, a); err != nil {
+				c.s.log.Error("marshalling an answer", "error", err)
+				fail()
+			}
+			c.s.counters.bytesOut.Add(uint64(len(frames) - before))
+			c.s.traffic.spend(len(frames)-before, c.s.now())
+		}
+		if len(turns) == 0 || len(frames) >= together {
+			flush()
+		}
+	}
+	flush()
 }
 
-// handle begins a request, and returns what waits for its answer. An error ends
-// the stream: what is no message at all has no answer (SPEC §13.4).
-func (c *client) handle(frame []byte) (func() (*wire.RelayAnswer, int), error) {
+// handle begins a request, and returns its answer. An error ends the stream: what
+// is no message at all has no answer (SPEC §13.4).
+func (c *client) handle(frame []byte) (answer, error) {
 	req, err := relay.ParseRequest(frame)
 	switch {
 	case errors.Is(err, wire.ErrMalformed):
-		return nil, err
+		return answer{}, err
 	case err != nil:
 		return ready(c.s.answerOf(nil, err)), nil
 	}
@@ -158,7 +196,7 @@ func (c *client) handle(frame []byte) (func() (*wire.RelayAnswer, int), error) {
 		return c.beginPoll(m.Poll), nil
 	}
 	if m, ok := req.Command.(*wire.RelayRequest_GetBlob); ok {
-		return func() (*wire.RelayAnswer, int) { return c.s.getBlob(m.GetBlob) }, nil
+		return answer{wait: func() (*wire.RelayAnswer, int) { return c.s.getBlob(m.GetBlob) }}, nil
 	}
 	return ready(c.s.answerOf(c.do(req))), nil
 }

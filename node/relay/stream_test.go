@@ -1,9 +1,11 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peerstore"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"starling/node/stream"
 	"starling/protocol"
@@ -144,6 +147,83 @@ func TestAnswersComeInOrder(t *testing.T) {
 	}
 	if len(counts) != 2 || counts[0] != 100 || counts[1] != 101 {
 		t.Errorf("polls saw %v entries, want 100 and 101", counts)
+	}
+}
+
+// Answers that are there are written together, and none waits for another that is
+// not: the writer of a stream is given turns, and its client, a pipe, sees what
+// comes in one piece.
+func TestAnswersThatAreThereAreWrittenTogether(t *testing.T) {
+	w := newWorld(t, nil)
+	h := &memoryHost{id: "relay"}
+	pieces := make(chan int) // frames that came together
+	h.SetStreamHandler("", func(s network.Stream) {
+		defer close(pieces)
+		b := make([]byte, 1<<20)
+		for {
+			n, err := s.Read(b) // of a pipe: never of two writes
+			if err != nil {
+				return
+			}
+			frames, r := 0, bytes.NewReader(b[:n])
+			for ; r.Len() > 0; frames++ {
+				if _, err := wire.ReadFrame(r, protocol.MaxFrame); err != nil {
+					t.Errorf("frame %d: %v", frames, err)
+					break
+				}
+			}
+			pieces <- frames
+		}
+	})
+	conn, err := stream.Open(t.Context(), &memoryClient{id: "client", at: ma.StringCast("/ip4/10.0.0.1/tcp/1"), to: h}, h.id, protocol.StreamRelay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := w.caller()
+	c.conn = conn
+	free := w.free
+
+	late, big := make(chan *wire.RelayAnswer, 1), blob(together)
+	is := &wire.RelayAnswer{Status: isOK}
+	turns := make(chan turn, inFlight)
+	give := func(a answer) {
+		if !w.take(10) {
+			t.Fatal("no memory")
+		}
+		turns <- turn{a, 10}
+	}
+	for range 60 {
+		give(ready(is))
+	}
+	give(answer{func() (*wire.RelayAnswer, int) { return <-late, 0 }, func() bool { return len(late) > 0 }})
+	for range 3 {
+		give(ready(is))
+	}
+	give(ready(&wire.RelayAnswer{Status: isOK, Result: &wire.RelayAnswer_Chunk{Chunk: &wire.RelayChunk{Chunk: big}}}))
+	give(ready(is))
+	give(answer{wait: func() (*wire.RelayAnswer, int) { return is, 0 }}) // nobody knows when
+	give(ready(is))
+	close(turns)
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		c.write(turns, func() {})
+		conn.Refuse()
+	})
+	if n := <-pieces; n != 60 {
+		t.Errorf("%d answers before the one that is late, want 60", n)
+	}
+	late <- is
+	var rest []int
+	for n := range pieces {
+		rest = append(rest, n)
+	}
+	writer.Wait()
+	h.wg.Wait()
+	if want := []int{5, 1, 2}; !slices.Equal(rest, want) {
+		t.Errorf("then answers came in pieces of %v, want %v", rest, want)
+	}
+	if w.free != free {
+		t.Errorf("%d bytes of memory were not given back", free-w.free)
 	}
 }
 

@@ -115,6 +115,7 @@ func SignGroup(leaves []Leaf, at time.Time, key Signer) (*Group, error) {
 // Receipt returns the receipt of the leaf of index i.
 func (g *Group) Receipt(i int) Receipt {
 	r := Receipt{Index: uint32(i), Count: uint32(len(g.levels[0])), Time: g.at, Signature: g.signature}
+	r.Path = make([][sha256.Size]byte, 0, len(g.levels)-1)
 	for _, level := range g.levels[:len(g.levels)-1] {
 		if sibling := i ^ 1; sibling < len(level) {
 			r.Path = append(r.Path, level[sibling])

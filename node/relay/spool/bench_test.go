@@ -15,8 +15,8 @@ import (
 var benchSizes = []int{2160, 5232, 16384, 17520, 66672}
 
 func benchSpool(b *testing.B) *Spool {
-	s, err := Open(Config{Dir: b.TempDir(), Sizes: benchSizes, Quota: 1 << 30, Attest: func(leaves []Leaf) func(int) []byte {
-		return func(i int) []byte { return leaves[i][:] }
+	s, err := Open(Config{Dir: b.TempDir(), Sizes: benchSizes, Quota: 1 << 30, Attest: func(leaves []Leaf) func(int) any {
+		return func(i int) any { return leaves[i] }
 	}})
 	if err != nil {
 		b.Fatal(err)

@@ -15,9 +15,9 @@ func Example() {
 	s, err := spool.OpenMemory(spool.Config{
 		Sizes: []int{2160, 5232, 17520, 66672},
 		Quota: 1 << 30,
-		Attest: func(leaves []spool.Leaf) func(i int) []byte {
+		Attest: func(leaves []spool.Leaf) func(i int) any {
 			// Here a relay builds the tree of the leaves and signs its root.
-			return func(i int) []byte { return fmt.Appendf(nil, "%s is one of %d", leaves[i][:5], len(leaves)) }
+			return func(i int) any { return fmt.Sprintf("%s is one of %d", leaves[i][:5], len(leaves)) }
 		},
 	}, spool.NewDisk(1))
 	if err != nil {

@@ -54,7 +54,13 @@ type Stored struct {
 	// ID is above every earlier one, in all queues, and entries appear in order of
 	// their IDs: a reader who has seen this one has missed none below.
 	ID      uint64
-	Receipt []byte // of [Config.Attest]; nil without it
+	Receipt any // of [Config.Attest]; nil without it
+}
+
+// A Key names an entry.
+type Key struct {
+	Queue Queue
+	ID    uint64
 }
 
 // An Item is an entry without its blob.
@@ -78,10 +84,10 @@ type Config struct {
 	Quota int64
 	// Attest makes a promise over all entries of a group, when they are durable,
 	// and returns what hands out each one's part, by the place of its leaf. It is
-	// called once a group, on the goroutine of one of the callers of Put, while
+	// called once a group, on the goroutine of one of those who wait for it, while
 	// the writer goes on, so for several groups at once; the part is asked for on
 	// each caller's own goroutine, by several at once. Default: no receipts.
-	Attest func(leaves []Leaf) func(i int) (receipt []byte)
+	Attest func(leaves []Leaf) func(i int) (receipt any)
 	// Now is the wall clock that IDs follow. Default time.Now.
 	Now func() time.Time
 }
@@ -356,6 +362,18 @@ func (s *Spool) closeFiles() error {
 // mean that nothing was kept; the context counts only while the call waits for
 // its turn. After [ErrReopen] any of the entries may be there.
 func (s *Spool) Put(ctx context.Context, entries []Entry) ([]Stored, error) {
+	c, err := s.newPut(entries)
+	if err != nil || len(entries) == 0 {
+		return nil, err
+	}
+	if err := s.do(ctx, c); err != nil {
+		return nil, err
+	}
+	return c.stored(), nil
+}
+
+// newPut checks entries and makes the call that puts them.
+func (s *Spool) newPut(entries []Entry) (*call, error) {
 	if len(entries) > MaxGroup {
 		return nil, fmt.Errorf("%d entries at once: %w", len(entries), ErrTooBig)
 	}
@@ -364,28 +382,48 @@ func (s *Spool) Put(ctx context.Context, entries []Entry) ([]Stored, error) {
 			return nil, fmt.Errorf("blob of %d bytes: %w", len(e.Blob), ErrTooBig)
 		}
 	}
-	if len(entries) == 0 {
-		return nil, nil
-	}
 	c := &call{puts: entries, tags: make([]uint64, len(entries))}
 	for i, e := range entries {
 		c.tags[i] = s.tag(e.Blob)
 	}
-	if err := s.do(ctx, c); err != nil {
-		return nil, err
-	}
-	stored := make([]Stored, len(entries))
-	var receipt func(int) []byte
-	if s.cfg.Attest != nil {
-		receipt = c.group.attest()
-	}
+	return c, nil
+}
+
+// stored is what became of the entries of a call whose group is done.
+func (c *call) stored() []Stored {
+	stored := make([]Stored, len(c.puts))
 	for i := range stored {
 		stored[i].ID = c.id + uint64(i)
-		if receipt != nil {
-			stored[i].Receipt = receipt(c.leaf + i)
+		if c.group.attest != nil {
+			stored[i].Receipt = c.group.attest()(c.leaf + i)
 		}
 	}
-	return stored, nil
+	return stored
+}
+
+// A Pending is a Put that goes on by itself.
+type Pending struct{ call *call }
+
+// Begin is [Spool.Put] of one entry without the wait, for a caller that has many
+// on their way. Errors: [ErrTooBig], [ErrClosed].
+func (s *Spool) Begin(e Entry) (Pending, error) {
+	c, err := s.newPut([]Entry{e})
+	if err == nil {
+		err = s.join(c)
+	}
+	return Pending{c}, err
+}
+
+// Done is closed when the entry is durable, or will not be.
+func (p Pending) Done() <-chan struct{} { return p.call.group.done }
+
+// Stored waits for that, and returns as [Spool.Put]. Attest may run in it.
+func (p Pending) Stored() (Stored, error) {
+	<-p.Done()
+	if p.call.err != nil {
+		return Stored{}, p.call.err
+	}
+	return p.call.stored()[0], nil
 }
 
 // tag is what finds the copies of a blob: equal for equal blobs, and for others
@@ -408,8 +446,8 @@ func (s *Spool) Find(q Queue, expires int64, blob []byte) (id uint64, ok bool) {
 //
 // Errors: [ErrNotFound] if the entry is gone, [ErrClosed], [ErrReopen] and, while
 // it waits for its turn, the context's.
-func (s *Spool) Again(ctx context.Context, q Queue, id uint64, leaf Leaf) (receipt []byte, err error) {
-	c := &call{again: &again{key{q, id}, leaf}}
+func (s *Spool) Again(ctx context.Context, q Queue, id uint64, leaf Leaf) (receipt any, err error) {
+	c := &call{again: &again{Key{q, id}, leaf}}
 	if err := s.do(ctx, c); err != nil {
 		return nil, err
 	}
@@ -432,12 +470,18 @@ func (s *Spool) classFor(n int) *class {
 // queue does not have are passed over. Errors: [ErrClosed], [ErrReopen] and,
 // while it waits for its turn, the context's.
 func (s *Spool) Delete(ctx context.Context, q Queue, ids ...uint64) error {
-	for chunk := range slices.Chunk(ids, MaxGroup) {
-		deletes := make([]key, len(chunk))
-		for i, id := range chunk {
-			deletes[i] = key{q, id}
-		}
-		if err := s.do(ctx, &call{deletes: deletes}); err != nil {
+	keys := make([]Key, len(ids))
+	for i, id := range ids {
+		keys[i] = Key{q, id}
+	}
+	return s.DeleteAll(ctx, keys)
+}
+
+// DeleteAll is Delete for entries of several queues, with one wait for up to
+// [MaxGroup] of them.
+func (s *Spool) DeleteAll(ctx context.Context, keys []Key) error {
+	for chunk := range slices.Chunk(keys, MaxGroup) {
+		if err := s.do(ctx, &call{deletes: chunk}); err != nil {
 			return err
 		}
 	}
@@ -447,25 +491,20 @@ func (s *Spool) Delete(ctx context.Context, q Queue, ids ...uint64) error {
 // Drop deletes all that queues have when Drop is called. Errors as Delete's;
 // after one, some may be deleted.
 func (s *Spool) Drop(ctx context.Context, queues ...Queue) error {
-	var all []key
+	var all []Key
 	for _, q := range queues {
 		for _, it := range s.List(q, 0, 0) {
-			all = append(all, key{q, it.ID})
+			all = append(all, Key{q, it.ID})
 		}
 	}
-	for chunk := range slices.Chunk(all, MaxGroup) {
-		if err := s.do(ctx, &call{deletes: chunk}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.DeleteAll(ctx, all)
 }
 
 // Expire deletes the entries whose time is over at now and returns how many
 // they were. It lets other calls in between. Errors as Delete's; after one, some
 // may be deleted.
 func (s *Spool) Expire(ctx context.Context, now time.Time) (n int, err error) {
-	var over []key
+	var over []Key
 	flush := func() error {
 		if len(over) == 0 {
 			return nil
@@ -482,7 +521,7 @@ func (s *Spool) Expire(ctx context.Context, now time.Time) (n int, err error) {
 			if it.Expires > now.Unix() {
 				continue
 			}
-			if over = append(over, key{q, it.ID}); len(over) == MaxGroup {
+			if over = append(over, Key{q, it.ID}); len(over) == MaxGroup {
 				if err := flush(); err != nil {
 					return n, err
 				}

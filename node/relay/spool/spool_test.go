@@ -327,11 +327,11 @@ func TestGroupIsAttestedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex // the first group's promise may be made while the second is on its way
 		var groups []int
-		s, g := openGate(t, Config{Attest: func(leaves []Leaf) func(int) []byte {
+		s, g := openGate(t, Config{Attest: func(leaves []Leaf) func(int) any {
 			mu.Lock()
 			defer mu.Unlock()
 			groups = append(groups, len(leaves))
-			return func(i int) []byte { return fmt.Appendf(nil, "%x of %d", leaves[i], len(leaves)) }
+			return func(i int) any { return fmt.Sprintf("%x of %d", leaves[i], len(leaves)) }
 		}})
 		before := g.syncs.Load()
 		open := g.close()
@@ -346,7 +346,7 @@ func TestGroupIsAttestedOnce(t *testing.T) {
 				if entries[0].Queue == queue(0xee) {
 					want = 1
 				}
-				if want := fmt.Sprintf("%x of %d", entries[i].Leaf, want); string(st.Receipt) != want {
+				if want := fmt.Sprintf("%x of %d", entries[i].Leaf, want); st.Receipt != want {
 					t.Errorf("receipt %q, want %q", st.Receipt, want)
 				}
 				wantRead(t, s, entries[i].Queue, st.ID, entries[i].Blob)
@@ -416,17 +416,122 @@ func TestFindKnowsTheSameBlob(t *testing.T) {
 	})
 }
 
+// Many entries begun by one caller share a sync, and each is told of when it is on
+// the disk, not before.
+func TestBegunEntriesShareASync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, g := openGate(t, Config{Attest: func(leaves []Leaf) func(int) any {
+			return func(i int) any { return fmt.Sprintf("%x of %d", leaves[i], len(leaves)) }
+		}})
+		begin := func(e Entry) Pending {
+			p, err := s.Begin(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		before := g.syncs.Load()
+		open := g.close()
+		pending := []Pending{begin(entry(queue(0), 90, 0))}
+		synctest.Wait() // the writer is in its commit
+		entries := []Entry{entry(queue(0), 90, 0)}
+		for i := range uint64(100) {
+			e := entry(queue(byte(i%3)), 90, i+1)
+			entries, pending = append(entries, e), append(pending, begin(e))
+		}
+		synctest.Wait()
+		for i, p := range pending {
+			select {
+			case <-p.Done():
+				t.Errorf("entry %d is done before the sync", i)
+			default:
+			}
+		}
+		open()
+		last := uint64(0)
+		for i, p := range pending {
+			st, err := p.Stored()
+			if err != nil || st.ID <= last {
+				t.Fatalf("entry %d: ID %d after %d, %v", i, st.ID, last, err)
+			}
+			last = st.ID
+			if want := fmt.Sprintf("%x of %d", entries[i].Leaf, map[bool]int{true: 1, false: 100}[i == 0]); st.Receipt != want {
+				t.Errorf("entry %d: receipt %q, want %q", i, st.Receipt, want)
+			}
+			wantRead(t, s, entries[i].Queue, st.ID, entries[i].Blob)
+		}
+		if n := g.syncs.Load() - before; n != 2 {
+			t.Errorf("%d syncs, want 2", n)
+		}
+		if _, err := s.Begin(entry(queue(1), maxSize+1, 1)); !errors.Is(err, ErrTooBig) {
+			t.Errorf("a blob that is too big: %v, want ErrTooBig", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Begin(entry(queue(1), 90, 1)); !errors.Is(err, ErrClosed) {
+			t.Errorf("after Close: %v, want ErrClosed", err)
+		}
+	})
+}
+
+// What cannot be kept is told to who began it.
+func TestBegunEntryThatDoesNotFit(t *testing.T) {
+	s := mustOpen(t, Config{}, NewDisk(1))
+	for i := uint64(0); ; i++ {
+		p, err := s.Begin(entry(queue(1), testSizes[len(testSizes)-1], i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := p.Stored()
+		if err == nil {
+			if i > testQuota {
+				t.Fatal("the quota does not end")
+			}
+			continue
+		}
+		if !errors.Is(err, ErrFull) || st.ID != 0 || i == 0 {
+			t.Errorf("entry %d: %+v, %v; want ErrFull after the first", i, st, err)
+		}
+		return
+	}
+}
+
+// Entries of many queues are deleted with one sync.
+func TestDeletingFromManyQueuesIsOneSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, g := openGate(t, Config{})
+		defer s.Close()
+		var keys []Key
+		for i := range byte(50) {
+			kept, gone := entry(queue(i), 90, uint64(i)), entry(queue(i), 90, 1000+uint64(i))
+			stored := mustPut(t, s, kept, gone)
+			keys = append(keys, Key{queue(i), stored[1].ID})
+		}
+		before := g.syncs.Load()
+		if err := s.DeleteAll(t.Context(), append(keys, Key{queue(60), 1}, keys[0])); err != nil {
+			t.Fatal(err)
+		}
+		if n := g.syncs.Load() - before; n != 1 {
+			t.Errorf("%d syncs, want 1", n)
+		}
+		for _, k := range keys {
+			wantList(t, s, k.Queue, k.ID-1)
+		}
+	})
+}
+
 // What is attested again shares a group with what is put, costs no write, and is
 // promised only if the group leaves it there.
 func TestAttestingAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, g := openGate(t, Config{Attest: func(leaves []Leaf) func(int) []byte {
-			return func(i int) []byte { return fmt.Appendf(nil, "%x of %d", leaves[i], len(leaves)) }
+		s, g := openGate(t, Config{Attest: func(leaves []Leaf) func(int) any {
+			return func(i int) any { return fmt.Sprintf("%x of %d", leaves[i], len(leaves)) }
 		}})
 		stays, goes := entry(queue(1), 90, 1), entry(queue(1), 90, 2)
 		stored := mustPut(t, s, stays, goes)
 		before := g.syncs.Load()
-		if b, err := s.Again(t.Context(), stays.Queue, stored[0].ID, Leaf{7}); err != nil || string(b) != fmt.Sprintf("%x of 1", Leaf{7}) {
+		if b, err := s.Again(t.Context(), stays.Queue, stored[0].ID, Leaf{7}); err != nil || b != fmt.Sprintf("%x of 1", Leaf{7}) {
 			t.Errorf("alone: %q, %v", b, err)
 		}
 		if n := g.syncs.Load() - before; n != 0 {
@@ -441,13 +546,13 @@ func TestAttestingAgain(t *testing.T) {
 		all.Go(func() { mustPut(t, s, entry(queue(3), 90, 3)) })
 		synctest.Wait() // the writer is in its commit
 		all.Go(func() {
-			if b, err := s.Again(t.Context(), stays.Queue, stored[0].ID, Leaf{7}); err != nil || string(b) != fmt.Sprintf("%x of 2", Leaf{7}) {
+			if b, err := s.Again(t.Context(), stays.Queue, stored[0].ID, Leaf{7}); err != nil || b != fmt.Sprintf("%x of 2", Leaf{7}) {
 				t.Errorf("together: %q, %v", b, err)
 			}
 		})
 		all.Go(func() {
 			e := entry(queue(4), 90, 4)
-			if got := mustPut(t, s, e)[0].Receipt; string(got) != fmt.Sprintf("%x of 2", e.Leaf) {
+			if got := mustPut(t, s, e)[0].Receipt; got != fmt.Sprintf("%x of 2", e.Leaf) {
 				t.Errorf("beside it: %q", got)
 			}
 		})
@@ -552,11 +657,11 @@ func TestGroupIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		sizes := map[int]int{}
-		s, g := openGate(t, Config{Attest: func(leaves []Leaf) func(int) []byte {
+		s, g := openGate(t, Config{Attest: func(leaves []Leaf) func(int) any {
 			mu.Lock()
 			defer mu.Unlock()
 			sizes[len(leaves)]++
-			return func(int) []byte { return nil }
+			return func(int) any { return nil }
 		}})
 		open := g.close()
 		var all sync.WaitGroup

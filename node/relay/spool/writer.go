@@ -10,15 +10,9 @@ import (
 	"sync"
 )
 
-// A key names an entry.
-type key struct {
-	queue Queue
-	id    uint64
-}
-
 // An again is an entry that is there, to be attested once more.
 type again struct {
-	key
+	Key
 	leaf Leaf
 }
 
@@ -28,13 +22,22 @@ type call struct {
 	group   *group
 	puts    []Entry
 	tags    []uint64 // of the blobs put
-	deletes []key
+	deletes []Key
 	again   *again
 
 	err   error
 	id    uint64 // of the first entry put
 	leaf  int    // the place of it, or of what is attested again, in the group's leaves
 	slots []int  // of the entries put
+}
+
+// entries is how many the call counts for in a group.
+func (c *call) entries() int {
+	n := len(c.puts) + len(c.deletes)
+	if c.again != nil {
+		n++
+	}
+	return n
 }
 
 func (c *call) blobs() (n int) {
@@ -55,12 +58,14 @@ type group struct {
 	bytes   int // of blobs
 
 	leaves []Leaf
-	attest func() func(int) []byte // calls Config.Attest, once
+	attest func() func(int) any // calls Config.Attest, once; nil if there is none
 }
 
 func (s *Spool) newGroup() *group {
 	g := &group{done: make(chan struct{})}
-	g.attest = sync.OnceValue(func() func(int) []byte { return s.cfg.Attest(g.leaves) })
+	if s.cfg.Attest != nil {
+		g.attest = sync.OnceValue(func() func(int) any { return s.cfg.Attest(g.leaves) })
+	}
 	return g
 }
 
@@ -69,10 +74,23 @@ func (s *Spool) do(ctx context.Context, c *call) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	entries, bytes := len(c.puts)+len(c.deletes), c.blobs()
-	if c.again != nil {
-		entries++
+	if err := s.join(c); err != nil {
+		return err
 	}
+	select {
+	case <-c.group.done:
+	case <-ctx.Done():
+		if s.leave(c) {
+			return ctx.Err()
+		}
+		<-c.group.done // the blobs are being read
+	}
+	return c.err
+}
+
+// join puts a call into the next group.
+func (s *Spool) join(c *call) error {
+	entries, bytes := c.entries(), c.blobs()
 	s.waiting.Lock()
 	if s.ended {
 		s.waiting.Unlock()
@@ -95,21 +113,21 @@ func (s *Spool) do(ctx context.Context, c *call) error {
 	case s.wake <- struct{}{}:
 	default: // the writer knows
 	}
-	select {
-	case <-g.done:
-	case <-ctx.Done():
-		s.waiting.Lock()
-		if !g.taken {
-			g.calls = slices.DeleteFunc(g.calls, func(other *call) bool { return other == c })
-			g.entries -= entries
-			g.bytes -= bytes
-			s.waiting.Unlock()
-			return ctx.Err()
-		}
-		s.waiting.Unlock()
-		<-g.done // the blobs are being read
+	return nil
+}
+
+// leave takes a call out of its group, and reports whether it was in time.
+func (s *Spool) leave(c *call) bool {
+	s.waiting.Lock()
+	defer s.waiting.Unlock()
+	g := c.group
+	if g.taken {
+		return false
 	}
-	return c.err
+	g.calls = slices.DeleteFunc(g.calls, func(other *call) bool { return other == c })
+	g.entries -= c.entries()
+	g.bytes -= c.blobs()
+	return true
 }
 
 // write is the writer: it commits groups until Close, and those that wait then.
@@ -165,7 +183,7 @@ type batch struct {
 
 // A deletion is an entry that a call deletes.
 type deletion struct {
-	key
+	Key
 	item item
 }
 
@@ -211,7 +229,7 @@ func (s *Spool) findDeletes(g *group, b *batch) {
 	b.bad, s.bad = s.bad, nil
 	for _, c := range g.calls {
 		for _, k := range c.deletes {
-			if it, ok := s.index.find(k.queue, k.id); ok {
+			if it, ok := s.index.find(k.Queue, k.ID); ok {
 				b.deletes = append(b.deletes, deletion{k, it})
 			}
 		}
@@ -219,7 +237,7 @@ func (s *Spool) findDeletes(g *group, b *batch) {
 	slices.SortFunc(b.deletes, func(x, y deletion) int {
 		return cmp.Or(cmp.Compare(x.item.class(), y.item.class()), cmp.Compare(x.item.slot, y.item.slot))
 	})
-	b.deletes = slices.CompactFunc(b.deletes, func(x, y deletion) bool { return x.key == y.key })
+	b.deletes = slices.CompactFunc(b.deletes, func(x, y deletion) bool { return x.Key == y.Key })
 }
 
 // admit gives every entry that there is room for a slot and an ID.
@@ -390,7 +408,7 @@ func (s *Spool) apply(g *group, b *batch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range b.deletes {
-		if s.index.remove(d.queue, d.id) { // else it was lost meanwhile, and its slot waits among the bad ones
+		if s.index.remove(d.Queue, d.ID) { // else it was lost meanwhile, and its slot waits among the bad ones
 			s.classes[d.item.class()].release(int(d.item.slot))
 		}
 	}
@@ -417,7 +435,7 @@ func (s *Spool) attestAgain(g *group) {
 		if c.again == nil || c.err != nil {
 			continue
 		}
-		if _, ok := s.index.find(c.again.queue, c.again.id); !ok {
+		if _, ok := s.index.find(c.again.Queue, c.again.ID); !ok {
 			c.err = ErrNotFound
 			continue
 		}
@@ -466,7 +484,7 @@ func (s *Spool) makeRoom(g *group) error {
 // leaves two copies, of which Open clears one.
 func (s *Spool) shrink(c *class, slots int) error {
 	type move struct {
-		key
+		Key
 		from item
 		to   int
 	}
@@ -493,7 +511,7 @@ func (s *Spool) shrink(c *class, slots int) error {
 		if err := c.write(b, c.offset(to)); err != nil {
 			return err
 		}
-		moves = append(moves, move{key{q, it.id}, it, to})
+		moves = append(moves, move{Key{q, it.id}, it, to})
 	}
 	if len(moves) > 0 {
 		if err := c.sync(); err != nil {
@@ -503,8 +521,8 @@ func (s *Spool) shrink(c *class, slots int) error {
 
 	s.mu.Lock()
 	for _, m := range moves {
-		if it, ok := s.index.find(m.queue, m.id); ok && it == m.from {
-			s.index.move(m.queue, m.id, uint32(m.to))
+		if it, ok := s.index.find(m.Queue, m.ID); ok && it == m.from {
+			s.index.move(m.Queue, m.ID, uint32(m.to))
 			c.release(int(m.from.slot))
 		} else { // lost meanwhile
 			s.bad = append(s.bad, bad{c.index, m.to})
