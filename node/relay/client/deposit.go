@@ -18,6 +18,9 @@ import (
 const (
 	window      = 64
 	windowBytes = 512 << 10
+
+	// together is how many bytes of deposits are written at once, or one deposit.
+	together = 32 << 10
 )
 
 // workTries is how often a relay may ask for more work for one request. It may
@@ -84,6 +87,9 @@ type flight struct {
 	out   []Outcome
 	queue []launched
 	bytes int
+
+	frames []byte // of the last of the queue, not yet written
+	unsent int    // how many these are
 }
 
 type launched struct {
@@ -113,7 +119,11 @@ func (f *flight) launch(ctx context.Context, i int) {
 		f.work(ctx, i, m)
 		return
 	}
-	f.land(ctx, window-1, max(0, windowBytes-len(d.Blob)))
+	// When there is no room, half of it is made, so that as many can be written
+	// together.
+	if len(f.queue) == window || f.bytes+len(d.Blob) > windowBytes {
+		f.land(ctx, window/2, max(0, windowBytes/2-len(d.Blob)))
+	}
 	f.send(ctx, i, m)
 }
 
@@ -122,16 +132,34 @@ func (f *flight) send(ctx context.Context, i int, m *wire.RelayDeposit) {
 		return
 	}
 	req := &wire.RelayRequest{Command: &wire.RelayRequest_Deposit{Deposit: m}}
-	if err := f.c.send(ctx, wire.Marshal(req)); err != nil {
-		f.out[i].Err = err
-		return
-	}
 	f.queue = append(f.queue, launched{i, req, time.Now().Add(answerTimeout)})
 	f.bytes += len(m.Blob)
+	frames, err := wire.AppendFrame(f.frames, req)
+	if err != nil {
+		panic("client: internal error: a deposit that fits no frame: launch has looked at its length")
+	}
+	f.frames = frames
+	f.unsent++
+	if len(f.frames) >= together {
+		f.flush(ctx)
+	}
+}
+
+// flush writes what was not written. If that fails, the first of it has the
+// error.
+func (f *flight) flush(ctx context.Context) {
+	if f.unsent == 0 || f.c.ended != nil {
+		return
+	}
+	if err := f.c.s.WriteFrames(f.frames); err != nil {
+		f.out[f.queue[len(f.queue)-f.unsent].i].Err = f.c.fail(ctx, err)
+	}
+	f.frames, f.unsent = f.frames[:0], 0
 }
 
 // land takes answers until at most so many deposits and bytes are on their way.
 func (f *flight) land(ctx context.Context, most, bytes int) {
+	f.flush(ctx)
 	c := f.c
 	for len(f.queue) > 0 && c.ended == nil && (len(f.queue) > most || f.bytes > bytes) {
 		l := f.queue[0]
