@@ -478,14 +478,15 @@ func TestBegunEntriesShareASync(t *testing.T) {
 // What cannot be kept is told to who began it.
 func TestBegunEntryThatDoesNotFit(t *testing.T) {
 	s := mustOpen(t, Config{}, NewDisk(1))
-	for i := uint64(0); ; i++ {
-		p, err := s.Begin(entry(queue(1), testSizes[len(testSizes)-1], i))
+	size := testSizes[len(testSizes)-1]
+	for i := 0; ; i++ {
+		p, err := s.Begin(entry(queue(1), size, uint64(i)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		st, err := p.Stored()
 		if err == nil {
-			if i > testQuota {
+			if i*size > testQuota {
 				t.Fatal("the quota does not end")
 			}
 			continue
