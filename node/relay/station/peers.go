@@ -9,6 +9,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 
 	"starling/node/store"
+	"starling/protocol"
 	"starling/protocol/identity"
 )
 
@@ -53,10 +54,19 @@ func readPeers(db *store.DB, table store.Table[store.Peer, *store.Peer]) (list [
 	return list, err
 }
 
-// goodPeers keeps the DHT's good peers, so that a restart needs no bootstrap.
+// goodPeers keeps those of the DHT's good peers that are relays too, so that a
+// restart needs no bootstrap. The others are people's nodes, whose peer IDs a
+// relay does not write down (SPEC §13.12).
 type goodPeers struct {
-	db  *store.DB
-	now func() time.Time
+	db    *store.DB
+	now   func() time.Time
+	relay func(peer.ID) bool
+}
+
+// isRelay reports whether a peer said that it is one.
+func (s *Station) isRelay(p peer.ID) bool {
+	spoken, err := s.host.Peerstore().SupportsProtocols(p, protocol.StreamRelay)
+	return err == nil && len(spoken) > 0
 }
 
 // LoadPeers implements dht.PeerStore.
@@ -76,7 +86,7 @@ func (g goodPeers) SavePeers(list []peer.AddrInfo) error {
 		}
 		for _, info := range list {
 			pub, err := info.ID.ExtractPublicKey()
-			if err != nil {
+			if err != nil || !g.relay(info.ID) {
 				continue
 			}
 			t, err := transportOfPublic(pub)

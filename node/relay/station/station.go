@@ -97,7 +97,7 @@ func Open(ctx context.Context, cfg Config) (_ *Station, err error) {
 	}
 	if s.dht, err = dht.New(dht.Config{
 		Host: s.host, Mode: dht.ModeServer, AllowPrivate: cfg.Local, NoDiversity: cfg.Local,
-		Bootstrap: boot, Peers: goodPeers{cfg.Store, cfg.Now}, Refresh: cfg.DHTRefresh, Table: cfg.DHTTable,
+		Bootstrap: boot, Peers: goodPeers{cfg.Store, cfg.Now, s.isRelay}, Refresh: cfg.DHTRefresh, Table: cfg.DHTTable,
 		Now: cfg.Now, Log: cfg.Log,
 	}); err != nil {
 		return nil, err
