@@ -513,6 +513,11 @@ func (n *Node) learnManifest(tx *store.Tx, c *store.Contact, signed []byte) erro
 
 // notice puts a line that nobody wrote into the chat with c, and the journal.
 func (n *Node) notice(tx *store.Tx, c *store.Contact, text string) error {
+	return n.noticeOf(tx, c, stateName(c.State), text)
+}
+
+// noticeOf is notice with what it is about, for programs that read the journal.
+func (n *Node) noticeOf(tx *store.Tx, c *store.Contact, about, text string) error {
 	now := n.cfg.Now()
 	id, err := n.newID()
 	if err != nil {
@@ -525,7 +530,7 @@ func (n *Node) notice(tx *store.Tx, c *store.Contact, text string) error {
 	if err != nil {
 		return err
 	}
-	return n.record(tx, &store.Event{Type: "notice", Id: id[:], State: stateName(c.State), Text: text}, c)
+	return n.record(tx, &store.Event{Type: "notice", Id: id[:], State: about, Text: text}, c)
 }
 
 // tell queues for c how to find and name this account.

@@ -26,6 +26,7 @@ func (n *Node) record(tx *store.Tx, e *store.Event, c *store.Contact) error {
 	tx.OnCommit(n.changed.wake)
 	if e.Type == "contact" || e.Type == "invite" {
 		tx.OnCommit(n.readers.kick) // who has a queue, and what admits strangers
+		tx.OnCommit(n.gapOpened)    // what is told of a contact who was accepted
 	}
 	return store.Journal.Put(tx, store.JournalKey(last+1), e)
 }

@@ -73,6 +73,7 @@ type Node struct {
 	untold       chan struct{} // tellAgain sends, tellContacts receives; likewise
 	relayRows    chan struct{} // relaysChanged sends, readRelays receives; likewise
 	answers      chan struct{} // oweError sends, leaveAnswers receives; likewise
+	gaps         chan struct{} // gapOpened sends, watchGaps receives; likewise
 	hosts        client.Hosts
 	depositor    *client.Depositor
 	readers      readers
@@ -99,7 +100,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	n := &Node{
 		cfg: cfg, log: cfg.Log, store: cfg.Store, changed: newBroadcast(), stale: make(chan struct{}, 1), untold: make(chan struct{}, 1),
-		relayRows: make(chan struct{}, 1), answers: make(chan struct{}, 1),
+		relayRows: make(chan struct{}, 1), answers: make(chan struct{}, 1), gaps: make(chan struct{}, 1),
 		started: cfg.Now(), rolledBack: cfg.Store.RolledBack(),
 	}
 	defer func() {
@@ -167,6 +168,7 @@ func (n *Node) run() {
 		{"relays", n.readRelays},
 		{"copies", n.checkCopies},
 		{"answers", n.leaveAnswers},
+		{"gaps", n.watchGaps},
 		{"network", n.watchNetwork},
 		{"greeting", n.greet},
 		{"mdns", n.watchNeighbours},

@@ -176,7 +176,7 @@ func (n *Node) receive(tx *store.Tx, w way, e []byte) (outcome *wire.Outcome, op
 	case undecryptable:
 		n.log.Info("an envelope does not open", "reason", bad.Answer.Reason)
 		if bad.Repeated != nil {
-			if err := n.relayRepeats(tx, *bad.Repeated); err != nil {
+			if err := n.relayRepeats(tx, n.cfg.Now(), bad.Repeated, bad.Peer); err != nil {
 				return nil, false, err
 			}
 		}
@@ -414,7 +414,12 @@ func (n *Node) take(tx *store.Tx, now time.Time, c *store.Contact, hash envelope
 	if err := store.SeenIDs.Put(tx, key, &store.Seen{Dies: now.Add(protocol.DedupeLife).UnixMilli()}); err != nil {
 		return err
 	}
-	c.PeerSeq = max(c.PeerSeq, content.Seq)
+	if arrived(c, content.Seq, now) {
+		tx.OnCommit(n.gapOpened)
+	}
+	if err := saveContact(tx, c); err != nil {
+		return err
+	}
 	switch {
 	case content.Text != nil:
 		return n.takeText(tx, now, c, content)

@@ -11,6 +11,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 
 	"starling/node/relay/client"
+	"starling/node/session"
 	"starling/node/store"
 	"starling/protocol"
 	"starling/protocol/identity"
@@ -165,7 +166,7 @@ func (n *Node) relayOf(tx *store.Tx, t identity.Transport, row *store.OwnRelay) 
 		r.Detail = "it stops on " + time.Unix(row.Draining, 0).UTC().Format("2 January 2006") + "; name another relay"
 	case row.Repeats:
 		r.State = "dropped"
-		r.Detail = "it gave a one-time key out twice, so contacts are not told of it any more"
+		r.Detail = "it gives one-time keys out twice, so contacts are not told of it any more"
 	case errors.Is(fault, client.ErrRefused):
 		r.State, r.Detail = "refused", "it makes no queues for this account; ask its operator for a link with a token"
 	case errors.Is(fault, client.ErrQuota):
@@ -180,34 +181,50 @@ func (n *Node) relayOf(tx *store.Tx, t identity.Transport, row *store.OwnRelay) 
 	return r, nil
 }
 
-// relayRepeats notes that a relay gave a one-time key out twice, and has contacts
-// told of it no more. Two people who agree can make a relay look like that, so
-// the last one that is in use stays.
-func (n *Node) relayRepeats(tx *store.Tx, t identity.Transport) error {
-	row, err := store.OwnRelays.Get(tx, store.PeerKey(t))
+// repeatsProof is how many accounts have to come with one-time keys that others
+// used before them until their relay is taken to give keys out twice.
+const repeatsProof = 3
+
+// relayRepeats notes that second used a one-time key of a relay that another used
+// before, and when there are enough such cases, has contacts told of the relay no
+// more. Nobody counts in two cases, since two people who agree can make any relay
+// look like that. More of them still can: so the last relay that is in use stays.
+func (n *Node) relayRepeats(tx *store.Tx, now time.Time, k *session.Repeated, second identity.Account) error {
+	row, err := store.OwnRelays.Get(tx, store.PeerKey(k.Relay))
 	if errors.Is(err, store.ErrNotFound) || err == nil && row.Repeats {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	row.RepeatedKeys = slices.DeleteFunc(row.RepeatedKeys, func(c *store.RepeatedKey) bool {
+		return now.Sub(time.UnixMilli(c.At)) >= protocol.DedupeLife
+	})
+	for _, c := range row.RepeatedKeys {
+		if slices.Equal(c.First, second[:]) || slices.Equal(c.Second, second[:]) {
+			return nil
+		}
+	}
+	if len(row.RepeatedKeys) < repeatsProof {
+		row.RepeatedKeys = append(row.RepeatedKeys, &store.RepeatedKey{First: k.First[:], Second: second[:], At: now.UnixMilli()})
+	}
 	others := 0
 	for r, err := range store.OwnRelays.Scan(tx, nil, nil) {
 		if err != nil {
 			return err
 		}
-		if inUse(r.Value) && r.Key.Relay() != t {
+		if inUse(r.Value) && r.Key.Relay() != k.Relay {
 			others++
 		}
 	}
-	if others == 0 {
-		return nil
+	if len(row.RepeatedKeys) < repeatsProof || others == 0 {
+		return store.OwnRelays.Put(tx, store.PeerKey(k.Relay), row)
 	}
-	row.Repeats = true
-	if err := store.OwnRelays.Put(tx, store.PeerKey(t), row); err != nil {
+	row.Repeats, row.RepeatedKeys = true, nil
+	if err := store.OwnRelays.Put(tx, store.PeerKey(k.Relay), row); err != nil {
 		return err
 	}
 	tx.OnCommit(n.tellAgain)
 	tx.OnCommit(n.republish)
-	return n.record(tx, &store.Event{Type: "relay", State: "dropped", Text: peerOf(t).String()}, nil)
+	return n.record(tx, &store.Event{Type: "relay", State: "dropped", Text: peerOf(k.Relay).String()}, nil)
 }

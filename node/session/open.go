@@ -420,16 +420,14 @@ func (m *Manager) answer(a identity.Account, d identity.Device, dh x25519.Public
 
 // oneTimeGone adds to the answer to a handshake of account by that its one-time
 // key was used before, if a relay is to blame.
-func (m *Manager) oneTimeGone(tx *store.Tx, now time.Time, id prekey.KeyID, by identity.Account, answer error) error {
+func (m *Manager) oneTimeGone(tx *store.Tx, now time.Time, id prekey.KeyID, by identity.Account, answer error) (err error) {
 	u, ok := errors.AsType[*Undecryptable](answer)
 	if !ok {
 		return answer
 	}
-	relay, err := repeated(tx, now, id, by)
-	if err != nil {
+	if u.Repeated, err = repeated(tx, now, id, by); err != nil {
 		return err
 	}
-	u.Repeated = relay
 	return u
 }
 

@@ -150,19 +150,18 @@ func (m *Manager) spend(tx *store.Tx, now time.Time, k *ownKey, handshake [32]by
 	})
 }
 
-// repeated returns the relay whose pool a one-time key came from, if a handshake
-// of another account than by used it before. That one account used a key twice
-// says nothing of the relay.
-func repeated(tx *store.Tx, now time.Time, id prekey.KeyID, by identity.Account) (*identity.Transport, error) {
+// repeated returns whose pool a one-time key came from, and who used it before,
+// if that was another account than by. That one account used a key twice says
+// nothing of the relay.
+func repeated(tx *store.Tx, now time.Time, id prekey.KeyID, by identity.Account) (*Repeated, error) {
 	row, err := store.UsedOneTime.Get(tx, store.PoolKeyKey(id))
 	switch {
 	case absent(err):
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case row.Dies <= now.UnixMilli() || string(row.Account) == string(by[:]) || len(row.Relay) != len(identity.Transport{}):
+	case row.Dies <= now.UnixMilli() || len(row.Account) != len(by) || string(row.Account) == string(by[:]) || len(row.Relay) != len(identity.Transport{}):
 		return nil, nil
 	}
-	relay := identity.Transport(row.Relay)
-	return &relay, nil
+	return &Repeated{Relay: identity.Transport(row.Relay), First: identity.Account(row.Account)}, nil
 }

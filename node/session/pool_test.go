@@ -54,10 +54,10 @@ func (p *person) first(q *person, oneTime *prekey.Bundle) []byte {
 }
 
 // gone opens e at p, which must fail because its one-time key is gone, and
-// returns the relay that is said to repeat itself.
-func (p *person) gone(from *person, e []byte) *identity.Transport {
+// returns what is said of a relay that repeats itself.
+func (p *person) gone(from *person, e []byte) *session.Repeated {
 	p.t.Helper()
-	var relay *identity.Transport
+	var relay *session.Repeated
 	p.update(func(tx *store.Tx) error {
 		_, err := p.m.Open(tx, p.w.now, nil, e)
 		u, ok := err.(*session.Undecryptable)
@@ -125,7 +125,7 @@ func TestPoolKeyOpensOneSession(t *testing.T) {
 	}
 	repeated := b.bundle(given[0])
 	b.restart()
-	if relay := b.gone(eve, eve.first(b, repeated)); relay == nil || *relay != relay1 {
+	if relay := b.gone(eve, eve.first(b, repeated)); relay == nil || *relay != (session.Repeated{Relay: relay1, First: a.account}) {
 		t.Errorf("two accounts used one key of a pool, and %v is blamed", relay)
 	}
 	if keys, used := b.pool(); keys != 2 || used != 1 {
@@ -167,7 +167,7 @@ func TestUsedKeyOfAStreamLeavesNoRow(t *testing.T) {
 	k := b.bundle(b.give(true).oneTime)
 	b.mustOpen(a.first(b, k))
 	if relay := b.gone(eve, eve.first(b, k)); relay != nil {
-		t.Errorf("relay %x is blamed for a key of no pool", *relay)
+		t.Errorf("relay %x is blamed for a key of no pool", relay.Relay)
 	}
 	if keys, used := b.pool(); keys != 0 || used != 0 {
 		t.Errorf("%d keys of pools and %d used ones are kept", keys, used)

@@ -95,15 +95,22 @@ type Undecryptable struct {
 	Peer   identity.Account
 	Answer *wire.DecryptionError
 
-	// Repeated is the relay that gave a one-time key of its pool out twice, as
-	// far as this device can see: two accounts used it. Two people who agree to
-	// can make any relay look like that, so one case is no proof. Nil otherwise.
-	Repeated *identity.Transport
+	// Repeated says that the envelope's one-time key, of a relay's pool, was used
+	// by another account before. Nil otherwise.
+	Repeated *Repeated
 
 	// New says who introduced themselves in the envelope, proven by the sender
 	// tag, and where they take an answer. Nil if it opened no session, or if its
 	// introduction does not open.
 	New *prekey.Introduced
+}
+
+// A Repeated is a one-time key of a pool that two accounts used, so that its
+// relay gave it out twice, as far as this device can see. Two people who agree to
+// can make any relay look like that: one case is no proof.
+type Repeated struct {
+	Relay identity.Transport
+	First identity.Account // who used the key before
 }
 
 func (u *Undecryptable) Error() string {

@@ -147,7 +147,7 @@ func (x Entry_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Entry_State.Descriptor instead.
 func (Entry_State) EnumDescriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{15, 0}
+	return file_rows_proto_rawDescGZIP(), []int{16, 0}
 }
 
 // Self is this account and device; one row.
@@ -846,6 +846,7 @@ type Contact struct {
 	OwnName          bool                   `protobuf:"varint,29,opt,name=own_name,json=ownName,proto3" json:"own_name,omitempty"`                     // the user chose the name: their profile does not change it
 	Mail             []byte                 `protobuf:"bytes,31,opt,name=mail,proto3" json:"mail,omitempty"`                                           // wire.Mail of their profile: queues for this user alone, and sealing keys
 	Boxes            []byte                 `protobuf:"bytes,32,opt,name=boxes,proto3" json:"boxes,omitempty"`                                         // wire.Mail of their newest record: contact boxes, and sealing keys
+	Gaps             []*Gap                 `protobuf:"bytes,33,rep,name=gaps,proto3" json:"gaps,omitempty"`                                           // content seqs up to peer_seq that did not come, ascending, until the user is told; few
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1104,6 +1105,75 @@ func (x *Contact) GetBoxes() []byte {
 	return nil
 }
 
+func (x *Contact) GetGaps() []*Gap {
+	if x != nil {
+		return x.Gaps
+	}
+	return nil
+}
+
+// Gap is a range of a contact's contents of which a later one came, and none of
+// these.
+type Gap struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	Since         int64                  `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"` // when the later one came
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gap) Reset() {
+	*x = Gap{}
+	mi := &file_rows_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gap) ProtoMessage() {}
+
+func (x *Gap) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gap.ProtoReflect.Descriptor instead.
+func (*Gap) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Gap) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Gap) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *Gap) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
 // Endpoint is a transport key and where it was last reachable.
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1115,7 +1185,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_rows_proto_msgTypes[9]
+	mi := &file_rows_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1197,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[9]
+	mi := &file_rows_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1210,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{9}
+	return file_rows_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Endpoint) GetTransportKey() []byte {
@@ -1174,7 +1244,7 @@ type Invite struct {
 
 func (x *Invite) Reset() {
 	*x = Invite{}
-	mi := &file_rows_proto_msgTypes[10]
+	mi := &file_rows_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1256,7 @@ func (x *Invite) String() string {
 func (*Invite) ProtoMessage() {}
 
 func (x *Invite) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[10]
+	mi := &file_rows_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1269,7 @@ func (x *Invite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Invite.ProtoReflect.Descriptor instead.
 func (*Invite) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{10}
+	return file_rows_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Invite) GetId() []byte {
@@ -1280,7 +1350,7 @@ type Outgoing struct {
 
 func (x *Outgoing) Reset() {
 	*x = Outgoing{}
-	mi := &file_rows_proto_msgTypes[11]
+	mi := &file_rows_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1362,7 @@ func (x *Outgoing) String() string {
 func (*Outgoing) ProtoMessage() {}
 
 func (x *Outgoing) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[11]
+	mi := &file_rows_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1375,7 @@ func (x *Outgoing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outgoing.ProtoReflect.Descriptor instead.
 func (*Outgoing) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{11}
+	return file_rows_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Outgoing) GetId() []byte {
@@ -1415,7 +1485,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_rows_proto_msgTypes[12]
+	mi := &file_rows_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1497,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[12]
+	mi := &file_rows_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1510,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{12}
+	return file_rows_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Copy) GetRelay() []byte {
@@ -1496,7 +1566,7 @@ type Owed struct {
 
 func (x *Owed) Reset() {
 	*x = Owed{}
-	mi := &file_rows_proto_msgTypes[13]
+	mi := &file_rows_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1578,7 @@ func (x *Owed) String() string {
 func (*Owed) ProtoMessage() {}
 
 func (x *Owed) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[13]
+	mi := &file_rows_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1591,7 @@ func (x *Owed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Owed.ProtoReflect.Descriptor instead.
 func (*Owed) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{13}
+	return file_rows_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Owed) GetDies() int64 {
@@ -1542,7 +1612,7 @@ type Unacknowledged struct {
 
 func (x *Unacknowledged) Reset() {
 	*x = Unacknowledged{}
-	mi := &file_rows_proto_msgTypes[14]
+	mi := &file_rows_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1624,7 @@ func (x *Unacknowledged) String() string {
 func (*Unacknowledged) ProtoMessage() {}
 
 func (x *Unacknowledged) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[14]
+	mi := &file_rows_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1637,7 @@ func (x *Unacknowledged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unacknowledged.ProtoReflect.Descriptor instead.
 func (*Unacknowledged) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{14}
+	return file_rows_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Unacknowledged) GetAccount() []byte {
@@ -1605,7 +1675,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_rows_proto_msgTypes[15]
+	mi := &file_rows_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1687,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[15]
+	mi := &file_rows_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1700,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{15}
+	return file_rows_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Entry) GetId() []byte {
@@ -1728,7 +1798,7 @@ type EntryRef struct {
 
 func (x *EntryRef) Reset() {
 	*x = EntryRef{}
-	mi := &file_rows_proto_msgTypes[16]
+	mi := &file_rows_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1810,7 @@ func (x *EntryRef) String() string {
 func (*EntryRef) ProtoMessage() {}
 
 func (x *EntryRef) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[16]
+	mi := &file_rows_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1823,7 @@ func (x *EntryRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryRef.ProtoReflect.Descriptor instead.
 func (*EntryRef) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{16}
+	return file_rows_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EntryRef) GetAccount() []byte {
@@ -1781,7 +1851,7 @@ type Seen struct {
 
 func (x *Seen) Reset() {
 	*x = Seen{}
-	mi := &file_rows_proto_msgTypes[17]
+	mi := &file_rows_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1863,7 @@ func (x *Seen) String() string {
 func (*Seen) ProtoMessage() {}
 
 func (x *Seen) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[17]
+	mi := &file_rows_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1876,7 @@ func (x *Seen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seen.ProtoReflect.Descriptor instead.
 func (*Seen) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{17}
+	return file_rows_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Seen) GetDies() int64 {
@@ -1830,7 +1900,7 @@ type Received struct {
 
 func (x *Received) Reset() {
 	*x = Received{}
-	mi := &file_rows_proto_msgTypes[18]
+	mi := &file_rows_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +1912,7 @@ func (x *Received) String() string {
 func (*Received) ProtoMessage() {}
 
 func (x *Received) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[18]
+	mi := &file_rows_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +1925,7 @@ func (x *Received) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Received.ProtoReflect.Descriptor instead.
 func (*Received) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{18}
+	return file_rows_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Received) GetAck() []byte {
@@ -1910,7 +1980,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_rows_proto_msgTypes[19]
+	mi := &file_rows_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +1992,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[19]
+	mi := &file_rows_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2005,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{19}
+	return file_rows_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Event) GetType() string {
@@ -2006,7 +2076,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_rows_proto_msgTypes[20]
+	mi := &file_rows_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2088,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[20]
+	mi := &file_rows_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2101,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{20}
+	return file_rows_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Peer) GetTransportKey() []byte {
@@ -2065,7 +2135,7 @@ type Blob struct {
 
 func (x *Blob) Reset() {
 	*x = Blob{}
-	mi := &file_rows_proto_msgTypes[21]
+	mi := &file_rows_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2077,7 +2147,7 @@ func (x *Blob) String() string {
 func (*Blob) ProtoMessage() {}
 
 func (x *Blob) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[21]
+	mi := &file_rows_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2090,7 +2160,7 @@ func (x *Blob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Blob.ProtoReflect.Descriptor instead.
 func (*Blob) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{21}
+	return file_rows_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Blob) GetData() []byte {
@@ -2106,19 +2176,20 @@ type OwnRelay struct {
 	Addrs         [][]byte               `protobuf:"bytes,1,rep,name=addrs,proto3" json:"addrs,omitempty"`         // binary multiaddrs
 	Admission     []byte                 `protobuf:"bytes,2,opt,name=admission,proto3" json:"admission,omitempty"` // token of the link, 16 bytes, or empty
 	Added         int64                  `protobuf:"varint,3,opt,name=added,proto3" json:"added,omitempty"`
-	Leaving       int64                  `protobuf:"varint,4,opt,name=leaving,proto3" json:"leaving,omitempty"`                // since when nobody is told of it any more, or 0
-	Store         []byte                 `protobuf:"bytes,5,opt,name=store,proto3" json:"store,omitempty"`                     // store ID with which queues were made, 16 bytes
-	Draining      int64                  `protobuf:"varint,6,opt,name=draining,proto3" json:"draining,omitempty"`              // unix seconds at which it says that it stops, or 0
-	Repeats       bool                   `protobuf:"varint,7,opt,name=repeats,proto3" json:"repeats,omitempty"`                // it gave a one-time key out twice
-	Records       []byte                 `protobuf:"bytes,8,opt,name=records,proto3" json:"records,omitempty"`                 // what the records given to it say, hashed
-	KeysPut       int64                  `protobuf:"varint,9,opt,name=keys_put,json=keysPut,proto3" json:"keys_put,omitempty"` // last time one-time keys were put
+	Leaving       int64                  `protobuf:"varint,4,opt,name=leaving,proto3" json:"leaving,omitempty"`                               // since when nobody is told of it any more, or 0
+	Store         []byte                 `protobuf:"bytes,5,opt,name=store,proto3" json:"store,omitempty"`                                    // store ID with which queues were made, 16 bytes
+	Draining      int64                  `protobuf:"varint,6,opt,name=draining,proto3" json:"draining,omitempty"`                             // unix seconds at which it says that it stops, or 0
+	Repeats       bool                   `protobuf:"varint,7,opt,name=repeats,proto3" json:"repeats,omitempty"`                               // it gives one-time keys out twice: dropped
+	Records       []byte                 `protobuf:"bytes,8,opt,name=records,proto3" json:"records,omitempty"`                                // what the records given to it say, hashed
+	KeysPut       int64                  `protobuf:"varint,9,opt,name=keys_put,json=keysPut,proto3" json:"keys_put,omitempty"`                // last time one-time keys were put
+	RepeatedKeys  []*RepeatedKey         `protobuf:"bytes,10,rep,name=repeated_keys,json=repeatedKeys,proto3" json:"repeated_keys,omitempty"` // few
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OwnRelay) Reset() {
 	*x = OwnRelay{}
-	mi := &file_rows_proto_msgTypes[22]
+	mi := &file_rows_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +2201,7 @@ func (x *OwnRelay) String() string {
 func (*OwnRelay) ProtoMessage() {}
 
 func (x *OwnRelay) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[22]
+	mi := &file_rows_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +2214,7 @@ func (x *OwnRelay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnRelay.ProtoReflect.Descriptor instead.
 func (*OwnRelay) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{22}
+	return file_rows_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OwnRelay) GetAddrs() [][]byte {
@@ -2209,6 +2280,74 @@ func (x *OwnRelay) GetKeysPut() int64 {
 	return 0
 }
 
+func (x *OwnRelay) GetRepeatedKeys() []*RepeatedKey {
+	if x != nil {
+		return x.RepeatedKeys
+	}
+	return nil
+}
+
+// RepeatedKey is a one-time key of a relay's pool that two accounts used.
+type RepeatedKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         []byte                 `protobuf:"bytes,1,opt,name=first,proto3" json:"first,omitempty"`   // account
+	Second        []byte                 `protobuf:"bytes,2,opt,name=second,proto3" json:"second,omitempty"` // account
+	At            int64                  `protobuf:"varint,3,opt,name=at,proto3" json:"at,omitempty"`        // when the second came
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepeatedKey) Reset() {
+	*x = RepeatedKey{}
+	mi := &file_rows_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepeatedKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepeatedKey) ProtoMessage() {}
+
+func (x *RepeatedKey) ProtoReflect() protoreflect.Message {
+	mi := &file_rows_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepeatedKey.ProtoReflect.Descriptor instead.
+func (*RepeatedKey) Descriptor() ([]byte, []int) {
+	return file_rows_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RepeatedKey) GetFirst() []byte {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *RepeatedKey) GetSecond() []byte {
+	if x != nil {
+		return x.Second
+	}
+	return nil
+}
+
+func (x *RepeatedKey) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 // OwnQueue is a queue of this user at a relay; the key is (relay, queue ID).
 type OwnQueue struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2224,7 +2363,7 @@ type OwnQueue struct {
 
 func (x *OwnQueue) Reset() {
 	*x = OwnQueue{}
-	mi := &file_rows_proto_msgTypes[23]
+	mi := &file_rows_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2375,7 @@ func (x *OwnQueue) String() string {
 func (*OwnQueue) ProtoMessage() {}
 
 func (x *OwnQueue) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[23]
+	mi := &file_rows_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2388,7 @@ func (x *OwnQueue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnQueue.ProtoReflect.Descriptor instead.
 func (*OwnQueue) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{23}
+	return file_rows_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OwnQueue) GetSeed() []byte {
@@ -2311,7 +2450,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_rows_proto_msgTypes[24]
+	mi := &file_rows_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2462,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[24]
+	mi := &file_rows_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2475,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{24}
+	return file_rows_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Answer) GetAccount() []byte {
@@ -2403,7 +2542,7 @@ type RelayState struct {
 
 func (x *RelayState) Reset() {
 	*x = RelayState{}
-	mi := &file_rows_proto_msgTypes[25]
+	mi := &file_rows_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2415,7 +2554,7 @@ func (x *RelayState) String() string {
 func (*RelayState) ProtoMessage() {}
 
 func (x *RelayState) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[25]
+	mi := &file_rows_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2428,7 +2567,7 @@ func (x *RelayState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayState.ProtoReflect.Descriptor instead.
 func (*RelayState) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{25}
+	return file_rows_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RelayState) GetStore() []byte {
@@ -2486,7 +2625,7 @@ type RelayQueue struct {
 
 func (x *RelayQueue) Reset() {
 	*x = RelayQueue{}
-	mi := &file_rows_proto_msgTypes[26]
+	mi := &file_rows_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2637,7 @@ func (x *RelayQueue) String() string {
 func (*RelayQueue) ProtoMessage() {}
 
 func (x *RelayQueue) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[26]
+	mi := &file_rows_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2650,7 @@ func (x *RelayQueue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayQueue.ProtoReflect.Descriptor instead.
 func (*RelayQueue) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{26}
+	return file_rows_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RelayQueue) GetKind() int32 {
@@ -2603,7 +2742,7 @@ type RelayToken struct {
 
 func (x *RelayToken) Reset() {
 	*x = RelayToken{}
-	mi := &file_rows_proto_msgTypes[27]
+	mi := &file_rows_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2615,7 +2754,7 @@ func (x *RelayToken) String() string {
 func (*RelayToken) ProtoMessage() {}
 
 func (x *RelayToken) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[27]
+	mi := &file_rows_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2628,7 +2767,7 @@ func (x *RelayToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayToken.ProtoReflect.Descriptor instead.
 func (*RelayToken) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{27}
+	return file_rows_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RelayToken) GetHash() []byte {
@@ -2663,7 +2802,7 @@ type RelayOneTime struct {
 
 func (x *RelayOneTime) Reset() {
 	*x = RelayOneTime{}
-	mi := &file_rows_proto_msgTypes[28]
+	mi := &file_rows_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2675,7 +2814,7 @@ func (x *RelayOneTime) String() string {
 func (*RelayOneTime) ProtoMessage() {}
 
 func (x *RelayOneTime) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[28]
+	mi := &file_rows_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2688,7 +2827,7 @@ func (x *RelayOneTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayOneTime.ProtoReflect.Descriptor instead.
 func (*RelayOneTime) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{28}
+	return file_rows_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RelayOneTime) GetBlob() []byte {
@@ -2717,7 +2856,7 @@ type RelayAhead struct {
 
 func (x *RelayAhead) Reset() {
 	*x = RelayAhead{}
-	mi := &file_rows_proto_msgTypes[29]
+	mi := &file_rows_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2729,7 +2868,7 @@ func (x *RelayAhead) String() string {
 func (*RelayAhead) ProtoMessage() {}
 
 func (x *RelayAhead) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[29]
+	mi := &file_rows_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2742,7 +2881,7 @@ func (x *RelayAhead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayAhead.ProtoReflect.Descriptor instead.
 func (*RelayAhead) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{29}
+	return file_rows_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RelayAhead) GetRecord() []byte {
@@ -2771,7 +2910,7 @@ type RelayBlob struct {
 
 func (x *RelayBlob) Reset() {
 	*x = RelayBlob{}
-	mi := &file_rows_proto_msgTypes[30]
+	mi := &file_rows_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2783,7 +2922,7 @@ func (x *RelayBlob) String() string {
 func (*RelayBlob) ProtoMessage() {}
 
 func (x *RelayBlob) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[30]
+	mi := &file_rows_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2796,7 +2935,7 @@ func (x *RelayBlob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayBlob.ProtoReflect.Descriptor instead.
 func (*RelayBlob) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{30}
+	return file_rows_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RelayBlob) GetCount() uint32 {
@@ -2825,7 +2964,7 @@ type RelayAdmission struct {
 
 func (x *RelayAdmission) Reset() {
 	*x = RelayAdmission{}
-	mi := &file_rows_proto_msgTypes[31]
+	mi := &file_rows_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +2976,7 @@ func (x *RelayAdmission) String() string {
 func (*RelayAdmission) ProtoMessage() {}
 
 func (x *RelayAdmission) ProtoReflect() protoreflect.Message {
-	mi := &file_rows_proto_msgTypes[31]
+	mi := &file_rows_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +2989,7 @@ func (x *RelayAdmission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayAdmission.ProtoReflect.Descriptor instead.
 func (*RelayAdmission) Descriptor() ([]byte, []int) {
-	return file_rows_proto_rawDescGZIP(), []int{31}
+	return file_rows_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RelayAdmission) GetName() string {
@@ -2934,7 +3073,7 @@ const file_rows_proto_rawDesc = "" +
 	"\x05stale\x18\f \x01(\x03R\x05stale\"/\n" +
 	"\aSkipped\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x12\n" +
-	"\x04dies\x18\x02 \x01(\x03R\x04dies\"\xe9\b\n" +
+	"\x04dies\x18\x02 \x01(\x03R\x04dies\"\x95\t\n" +
 	"\aContact\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -2971,7 +3110,8 @@ const file_rows_proto_rawDesc = "" +
 	"\x05hints\x18\x1c \x03(\v2\x1b.starling.store.v1.EndpointR\x05hints\x12\x19\n" +
 	"\bown_name\x18\x1d \x01(\bR\aownName\x12\x12\n" +
 	"\x04mail\x18\x1f \x01(\fR\x04mail\x12\x14\n" +
-	"\x05boxes\x18  \x01(\fR\x05boxes\"w\n" +
+	"\x05boxes\x18  \x01(\fR\x05boxes\x12*\n" +
+	"\x04gaps\x18! \x03(\v2\x16.starling.store.v1.GapR\x04gaps\"w\n" +
 	"\x05State\x12\x0f\n" +
 	"\vUNSPECIFIED\x10\x00\x12\v\n" +
 	"\aPENDING\x10\x01\x12\r\n" +
@@ -2981,6 +3121,10 @@ const file_rows_proto_rawDesc = "" +
 	"\aBLOCKED\x10\x05\x12\x0f\n" +
 	"\vKEY_CHANGED\x10\x06\x12\b\n" +
 	"\x04HELD\x10\a\"E\n" +
+	"\x03Gap\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\"E\n" +
 	"\bEndpoint\x12#\n" +
 	"\rtransport_key\x18\x01 \x01(\fR\ftransportKey\x12\x14\n" +
 	"\x05addrs\x18\x02 \x03(\fR\x05addrs\"\xc1\x01\n" +
@@ -3070,7 +3214,7 @@ const file_rows_proto_rawDesc = "" +
 	"\x05addrs\x18\x02 \x03(\fR\x05addrs\x12\x12\n" +
 	"\x04seen\x18\x03 \x01(\x03R\x04seen\"\x1a\n" +
 	"\x04Blob\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xef\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xb4\x02\n" +
 	"\bOwnRelay\x12\x14\n" +
 	"\x05addrs\x18\x01 \x03(\fR\x05addrs\x12\x1c\n" +
 	"\tadmission\x18\x02 \x01(\fR\tadmission\x12\x14\n" +
@@ -3080,7 +3224,13 @@ const file_rows_proto_rawDesc = "" +
 	"\bdraining\x18\x06 \x01(\x03R\bdraining\x12\x18\n" +
 	"\arepeats\x18\a \x01(\bR\arepeats\x12\x18\n" +
 	"\arecords\x18\b \x01(\fR\arecords\x12\x19\n" +
-	"\bkeys_put\x18\t \x01(\x03R\akeysPut\"\x9e\x01\n" +
+	"\bkeys_put\x18\t \x01(\x03R\akeysPut\x12C\n" +
+	"\rrepeated_keys\x18\n" +
+	" \x03(\v2\x1e.starling.store.v1.RepeatedKeyR\frepeatedKeys\"K\n" +
+	"\vRepeatedKey\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\fR\x05first\x12\x16\n" +
+	"\x06second\x18\x02 \x01(\fR\x06second\x12\x0e\n" +
+	"\x02at\x18\x03 \x01(\x03R\x02at\"\x9e\x01\n" +
 	"\bOwnQueue\x12\x12\n" +
 	"\x04seed\x18\x01 \x01(\fR\x04seed\x12\x18\n" +
 	"\acontact\x18\x02 \x01(\fR\acontact\x12\x1e\n" +
@@ -3153,7 +3303,7 @@ func file_rows_proto_rawDescGZIP() []byte {
 }
 
 var file_rows_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_rows_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_rows_proto_goTypes = []any{
 	(Contact_State)(0),     // 0: starling.store.v1.Contact.State
 	(Entry_State)(0),       // 1: starling.store.v1.Entry.State
@@ -3166,43 +3316,47 @@ var file_rows_proto_goTypes = []any{
 	(*Session)(nil),        // 8: starling.store.v1.Session
 	(*Skipped)(nil),        // 9: starling.store.v1.Skipped
 	(*Contact)(nil),        // 10: starling.store.v1.Contact
-	(*Endpoint)(nil),       // 11: starling.store.v1.Endpoint
-	(*Invite)(nil),         // 12: starling.store.v1.Invite
-	(*Outgoing)(nil),       // 13: starling.store.v1.Outgoing
-	(*Copy)(nil),           // 14: starling.store.v1.Copy
-	(*Owed)(nil),           // 15: starling.store.v1.Owed
-	(*Unacknowledged)(nil), // 16: starling.store.v1.Unacknowledged
-	(*Entry)(nil),          // 17: starling.store.v1.Entry
-	(*EntryRef)(nil),       // 18: starling.store.v1.EntryRef
-	(*Seen)(nil),           // 19: starling.store.v1.Seen
-	(*Received)(nil),       // 20: starling.store.v1.Received
-	(*Event)(nil),          // 21: starling.store.v1.Event
-	(*Peer)(nil),           // 22: starling.store.v1.Peer
-	(*Blob)(nil),           // 23: starling.store.v1.Blob
-	(*OwnRelay)(nil),       // 24: starling.store.v1.OwnRelay
-	(*OwnQueue)(nil),       // 25: starling.store.v1.OwnQueue
-	(*Answer)(nil),         // 26: starling.store.v1.Answer
-	(*RelayState)(nil),     // 27: starling.store.v1.RelayState
-	(*RelayQueue)(nil),     // 28: starling.store.v1.RelayQueue
-	(*RelayToken)(nil),     // 29: starling.store.v1.RelayToken
-	(*RelayOneTime)(nil),   // 30: starling.store.v1.RelayOneTime
-	(*RelayAhead)(nil),     // 31: starling.store.v1.RelayAhead
-	(*RelayBlob)(nil),      // 32: starling.store.v1.RelayBlob
-	(*RelayAdmission)(nil), // 33: starling.store.v1.RelayAdmission
+	(*Gap)(nil),            // 11: starling.store.v1.Gap
+	(*Endpoint)(nil),       // 12: starling.store.v1.Endpoint
+	(*Invite)(nil),         // 13: starling.store.v1.Invite
+	(*Outgoing)(nil),       // 14: starling.store.v1.Outgoing
+	(*Copy)(nil),           // 15: starling.store.v1.Copy
+	(*Owed)(nil),           // 16: starling.store.v1.Owed
+	(*Unacknowledged)(nil), // 17: starling.store.v1.Unacknowledged
+	(*Entry)(nil),          // 18: starling.store.v1.Entry
+	(*EntryRef)(nil),       // 19: starling.store.v1.EntryRef
+	(*Seen)(nil),           // 20: starling.store.v1.Seen
+	(*Received)(nil),       // 21: starling.store.v1.Received
+	(*Event)(nil),          // 22: starling.store.v1.Event
+	(*Peer)(nil),           // 23: starling.store.v1.Peer
+	(*Blob)(nil),           // 24: starling.store.v1.Blob
+	(*OwnRelay)(nil),       // 25: starling.store.v1.OwnRelay
+	(*RepeatedKey)(nil),    // 26: starling.store.v1.RepeatedKey
+	(*OwnQueue)(nil),       // 27: starling.store.v1.OwnQueue
+	(*Answer)(nil),         // 28: starling.store.v1.Answer
+	(*RelayState)(nil),     // 29: starling.store.v1.RelayState
+	(*RelayQueue)(nil),     // 30: starling.store.v1.RelayQueue
+	(*RelayToken)(nil),     // 31: starling.store.v1.RelayToken
+	(*RelayOneTime)(nil),   // 32: starling.store.v1.RelayOneTime
+	(*RelayAhead)(nil),     // 33: starling.store.v1.RelayAhead
+	(*RelayBlob)(nil),      // 34: starling.store.v1.RelayBlob
+	(*RelayAdmission)(nil), // 35: starling.store.v1.RelayAdmission
 }
 var file_rows_proto_depIdxs = []int32{
 	0,  // 0: starling.store.v1.Contact.state:type_name -> starling.store.v1.Contact.State
-	11, // 1: starling.store.v1.Contact.endpoints:type_name -> starling.store.v1.Endpoint
+	12, // 1: starling.store.v1.Contact.endpoints:type_name -> starling.store.v1.Endpoint
 	0,  // 2: starling.store.v1.Contact.before:type_name -> starling.store.v1.Contact.State
-	11, // 3: starling.store.v1.Contact.hints:type_name -> starling.store.v1.Endpoint
-	14, // 4: starling.store.v1.Outgoing.copies:type_name -> starling.store.v1.Copy
-	1,  // 5: starling.store.v1.Entry.state:type_name -> starling.store.v1.Entry.State
-	29, // 6: starling.store.v1.RelayQueue.tokens:type_name -> starling.store.v1.RelayToken
-	7,  // [7:7] is the sub-list for method output_type
-	7,  // [7:7] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	12, // 3: starling.store.v1.Contact.hints:type_name -> starling.store.v1.Endpoint
+	11, // 4: starling.store.v1.Contact.gaps:type_name -> starling.store.v1.Gap
+	15, // 5: starling.store.v1.Outgoing.copies:type_name -> starling.store.v1.Copy
+	1,  // 6: starling.store.v1.Entry.state:type_name -> starling.store.v1.Entry.State
+	26, // 7: starling.store.v1.OwnRelay.repeated_keys:type_name -> starling.store.v1.RepeatedKey
+	31, // 8: starling.store.v1.RelayQueue.tokens:type_name -> starling.store.v1.RelayToken
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_rows_proto_init() }
@@ -3216,7 +3370,7 @@ func file_rows_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rows_proto_rawDesc), len(file_rows_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
