@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -22,7 +23,21 @@ type volunteer struct {
 	w                *world
 	cfg              station.Config
 	rows             *store.Disk
+	home             string // if set, the folder of rows, under their key, and messages
+	key              store.Key
 	end              func()
+}
+
+// moves makes a relay start anew, in a folder, as if its disk had been lost.
+func (v *volunteer) moves(home string) {
+	v.w.Helper()
+	v.stop()
+	var err error
+	if v.key, err = store.NewKey(rand.Reader); err != nil {
+		v.w.Fatal(err)
+	}
+	v.home, v.cfg.Disk, v.cfg.Dir = home, nil, filepath.Join(home, "messages")
+	v.start()
 }
 
 // volunteer opens a relay for everybody, on loopback.
@@ -42,14 +57,26 @@ func (w *world) volunteer(bootstrap ...string) *volunteer {
 	return v
 }
 
-func (v *volunteer) start() {
+func (v *volunteer) db() *store.DB {
 	v.w.Helper()
-	db, err := store.OpenMemory(store.Config{}, v.rows)
+	var db *store.DB
+	var err error
+	if v.home != "" {
+		db, err = store.Open(store.Config{Dir: filepath.Join(v.home, "rows"), Key: v.key})
+	} else {
+		db, err = store.OpenMemory(store.Config{}, v.rows)
+	}
 	if err != nil {
 		v.w.Fatal(err)
 	}
+	return db
+}
+
+func (v *volunteer) start() {
+	v.w.Helper()
 	cfg := v.cfg
-	cfg.Store = db
+	cfg.Store = v.db()
+	var err error
 	if v.Station, err = station.Open(v.w.ctx, cfg); err != nil {
 		v.w.Fatalf("opening a relay: %v", err)
 	}
