@@ -60,6 +60,7 @@ type crook struct {
 	heard   [][]byte // requests
 
 	holds   func(relay.QueueID) bool // what is deposited there is not given out
+	pools   bool                     // it wants one-time keys, whose making takes long; else it says that it has enough
 	repeats bool                     // a one-time key is given out again and again
 }
 
@@ -296,6 +297,9 @@ func (c *crook) answer(from peer.ID, r *wire.RelayRequest, attached map[relay.Qu
 		d.pool, d.keys = m.PutKeys.Pool, append(d.keys, m.PutKeys.Keys...)
 		return count(len(d.keys))
 	case *wire.RelayRequest_CountKeys:
+		if !c.pools {
+			return count(protocol.PoolKeys)
+		}
 		return count(len(c.dens[relay.QueueID(m.CountKeys.Queue)].keys))
 	case *wire.RelayRequest_TakeKey:
 		d := c.dens[relay.QueueID(m.TakeKey.Queue)]
@@ -746,7 +750,7 @@ func TestRelayThatRepeatsKeysIsDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := w.crook(link.Transport) // it is asked first
-	c.repeats = true
+	c.pools, c.repeats = true, true
 	b := w.person("Bo", quick, on)
 	b.keepPort()
 	b.uses(honest)
@@ -1369,6 +1373,7 @@ func TestKeyRequestNamesNobody(t *testing.T) {
 	net := helper.Status().Bootstrap
 	on := func(p *person) { p.cfg.Bootstrap = net }
 	one, two := w.crook(anyKey), w.crook(anyKey)
+	one.pools, two.pools = true, true
 	b := w.person("Bo of the many letters", quick, on)
 	b.fooled(one, two)
 	link := b.invite(false)
