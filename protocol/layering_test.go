@@ -157,7 +157,7 @@ var house = []folder{
 	},
 	{
 		"node/relay/station", false,
-		[]string{"dht", "dht/record", "node/relay", "node/relay/spool", "node/store", "protocol/..."},
+		[]string{"dht", "dht/record", "node/relay", "node/relay/client", "node/relay/spool", "node/store", "protocol/..."},
 		nil,
 		"a volunteer's relay has no account: what knows people is not in it",
 	},

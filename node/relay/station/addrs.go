@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -28,7 +29,8 @@ var ErrUnreachable = errors.New("nobody has confirmed yet that this relay is rea
 type State string
 
 // The states of addresses. An address is confirmed when another peer has dialled
-// it, from an address of its own choice (AutoNAT, second version).
+// it, from an address of its own choice: any kind of peer (AutoNAT, second
+// version), or a relay that was asked to ([Station.Check]).
 const (
 	Confirmed   State = "confirmed"
 	Failed      State = "failed"  // others could not dial it
@@ -44,10 +46,14 @@ type Address struct {
 }
 
 // Addresses returns the announced addresses, then those found out, and what
-// others say of each. After the first few peers it takes some seconds until they
-// have tried. A name is never confirmed: others are asked of what it stands for.
+// others say of each, by AutoNAT or in the last [Station.Check]. After the first
+// few peers it takes some seconds until they have tried. A name is never
+// confirmed: others are asked of what it stands for.
 func (s *Station) Addresses() []Address {
 	state := map[string]State{}
+	s.mu.Lock()
+	maps.Copy(state, s.dialled)
+	s.mu.Unlock()
 	if h, ok := s.host.(interface {
 		ConfirmedAddrs() (reachable, unreachable, unknown []multiaddr.Multiaddr)
 	}); ok {
@@ -56,7 +62,9 @@ func (s *Station) Addresses() []Address {
 			state[string(a.Bytes())] = Confirmed
 		}
 		for _, a := range no {
-			state[string(a.Bytes())] = Failed
+			if k := string(a.Bytes()); state[k] != Confirmed {
+				state[k] = Failed
+			}
 		}
 	}
 	announced := casts(s.cfg.Announce)

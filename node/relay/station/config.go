@@ -78,7 +78,8 @@ type Config struct {
 	// limits, 128 reservations, and 2 minutes and 128 KiB each way a circuit.
 	NoCircuits bool
 	// NoPortMap asks no router to forward the port; NoAutoNAT neither asks nor
-	// tells others what is reachable; NoAddressDiscovery stops identify from
+	// tells others what is reachable, by AutoNAT or by dialling back for relays;
+	// NoAddressDiscovery stops identify from
 	// asking peers how they see us, which stalls virtual time.
 	NoPortMap          bool
 	NoAutoNAT          bool

@@ -3,7 +3,7 @@
 //	node/relay       keeps ciphertext for people who are away (SPEC §13)
 //	dht              a server of the network's DHT, and an address to join it by
 //	circuit relay v2 carries connections between two who cannot dial each other
-//	AutoNAT          tells others whether they can be dialled
+//	AutoNAT          tells others whether they can be dialled; so does node/relay
 //
 // [Open] takes a store and a key and starts the host; [Station.Run] serves until
 // its context ends; [Station.Close] ends all. A program gives it a folder, a
@@ -29,7 +29,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
+	"github.com/multiformats/go-multiaddr"
 	"golang.org/x/sync/errgroup"
 
 	"starling/dht"
@@ -57,7 +59,8 @@ type Station struct {
 	poor    atomic.Bool  // the month has no traffic left; as of the last look
 	started time.Time
 
-	mu      sync.Mutex // guards what follows; never held across a wait
+	mu      sync.Mutex       // guards what follows; never held across a wait
+	dialled map[string]State // by the bytes of addresses: what came of the last check
 	ran     bool
 	serving bool
 	closing bool
@@ -106,9 +109,13 @@ func Open(ctx context.Context, cfg Config) (_ *Station, err error) {
 	if cfg.Open {
 		admit = relay.AdmitAnybody
 	}
+	var dialBack func(context.Context, peer.ID, []multiaddr.Multiaddr) ([]bool, error)
+	if !cfg.NoAutoNAT {
+		dialBack = relay.NewDialBack(cfg.Transports...)
+	}
 	service, err := relay.New(relay.Config{
 		Host: s.host, Key: cfg.Key, Store: cfg.Store, Dir: cfg.Dir, Disk: cfg.Disk, Quota: cfg.Quota,
-		Admit: admit, Traffic: cfg.Traffic, Rate: cfg.Rate, CheckRecord: record.Check, Publish: s.publish,
+		Admit: admit, Traffic: cfg.Traffic, Rate: cfg.Rate, CheckRecord: record.Check, Publish: s.publish, DialBack: dialBack,
 		Now: cfg.Now, Log: cfg.Log, Limits: cfg.Limits,
 	})
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 	"github.com/multiformats/go-multiaddr"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"starling/dht/record"
@@ -266,6 +267,13 @@ func TestStationKeepsAndPublishes(t *testing.T) {
 		if !st.Serving || st.Service.Queues != 1 || st.Messages != 1 || st.Tokens != 1 || st.Sent == 0 || st.Received == 0 {
 			t.Errorf("status %+v", st)
 		}
+		for name, want := range map[string]float64{
+			"deposits_total": 1, "deposit_bytes_total": 2160, "admission_tokens": 1, "group_deposits": 2 /* the store's own mark is one */, "refused_total work": 1, "refused_total refused": 1,
+		} {
+			if got := measured(t, s)[prefix+name]; got != want {
+				t.Errorf("metric %s is %v, want %v", name, got, want)
+			}
+		}
 		if err := s.Drain(time.Now().Add(time.Hour)); err != nil || s.Ready() == nil || s.Healthy() != nil {
 			t.Errorf("draining: %v; ready %v, healthy %v", err, s.Ready(), s.Healthy())
 		}
@@ -285,6 +293,29 @@ func TestStationKeepsAndPublishes(t *testing.T) {
 			t.Errorf("after a restart the link is another's: %v", err)
 		}
 	})
+}
+
+// measured returns the relay's metrics; of a histogram the number of what it
+// counted, and of one with labels those behind a space.
+func measured(t testing.TB, s *Station) map[string]float64 {
+	t.Helper()
+	r := prometheus.NewPedanticRegistry()
+	r.MustRegister(s.Collector())
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			name := f.GetName()
+			for _, l := range m.Label {
+				name += " " + l.GetValue()
+			}
+			all[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	return all
 }
 
 // newRecord returns somebody's record of today.
@@ -490,6 +521,76 @@ func TestConfirmedAddressesMakeALink(t *testing.T) {
 	}
 	if got := strings.Join(states, " "); got != "confirmed failed private private" {
 		t.Errorf("states %q", got)
+	}
+}
+
+// A relay that another has dialled back gives out a link, and knows which of its
+// addresses nobody reaches.
+func TestAnotherRelayDialsBack(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	t.Run("", func(t *testing.T) { // its cleanups come before the look for goroutines
+		alone := newPlace(t, nil).run()
+		if n := alone.Check(t.Context()); n != 0 {
+			t.Errorf("%d relays answered one that knows none", n)
+		}
+		s := newPlace(t, func(c *Config) {
+			for _, a := range alone.info().Addrs {
+				c.Bootstrap = append(c.Bootstrap, a.String()+"/p2p/"+alone.info().ID.String())
+			}
+		}).run()
+		soon(t, "the two relays know each other", func() bool { return len(s.otherRelays()) == 1 && len(alone.otherRelays()) == 1 })
+		if _, err := s.Link(false, false); !errors.Is(err, ErrUnreachable) {
+			t.Errorf("before the check: %v, want ErrUnreachable", err)
+		}
+		soon(t, "the other relay answers", func() bool { return s.Check(t.Context()) == 1 })
+		for _, a := range s.Addresses() {
+			if a.State != Confirmed {
+				t.Errorf("%s is %s, want confirmed", a.Addr, a.State)
+			}
+		}
+		l, err := s.Link(false, false)
+		if err != nil || len(l.Hints) != 2 || s.Status().Reach != ReachConfirmed {
+			t.Errorf("after it: %v, hints %v, reach %s", err, l.Hints, s.Status().Reach)
+		}
+
+		// What is announced and does not lead here is told to the operator.
+		open, wrong := alone.near()[1].String(), "/ip4/127.0.0.1/tcp/1"
+		alone.cfg.Announce = []string{open, wrong}
+		soon(t, "the other relay answers", func() bool { return alone.Check(t.Context()) == 1 })
+		got := alone.Addresses()
+		if got[0].State != Confirmed || got[1].State != Failed || !got[1].Announced {
+			t.Errorf("%s is %s, %s is %s; want confirmed and failed", open, got[0].State, wrong, got[1].State)
+		}
+	})
+}
+
+// What a relay did not dial, since it sees this one at another address, says
+// nothing.
+func TestOnlyWhatWasDialledFails(t *testing.T) {
+	const here, there = "/ip4/198.41.0.4/tcp/7827", "/ip4/198.41.0.5/tcp/7827"
+	for _, c := range []struct {
+		addrs   []string
+		reached []bool
+		want    []State
+	}{
+		{[]string{here}, []bool{true}, []State{Confirmed}},
+		{[]string{here}, []bool{false}, []State{Failed}},
+		{[]string{here, there}, []bool{false, false}, []State{"", ""}},
+		{[]string{here, there}, []bool{true, false}, []State{Confirmed, ""}},
+		{[]string{here, "/ip4/198.41.0.4/udp/7827/quic-v1", there}, []bool{true, false, false}, []State{Confirmed, Failed, ""}},
+	} {
+		results := map[string]State{}
+		judge(results, casts(c.addrs), c.reached)
+		for i, a := range casts(c.addrs) {
+			if got := results[string(a.Bytes())]; got != c.want[i] {
+				t.Errorf("%v, reached %v: %s is %q, want %q", c.addrs, c.reached, a, got, c.want[i])
+			}
+		}
+		again := map[string]State{string(casts(c.addrs)[0].Bytes()): Confirmed}
+		judge(again, casts(c.addrs), make([]bool, len(c.addrs)))
+		if got := again[string(casts(c.addrs)[0].Bytes())]; got != Confirmed {
+			t.Errorf("what one relay reached and another did not is %s", got)
+		}
 	}
 }
 
