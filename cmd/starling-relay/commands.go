@@ -200,8 +200,11 @@ func (a *app) checkCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check",
 		Short: "Ask peers to dial this relay back",
-		Long: `Ask peers to dial this relay back, and say which addresses they reached. It
-takes up to half a minute. Exits 1 if none was reached.`,
+		Long: `Ask peers to dial this relay back, and say which addresses they reached: other
+relays that it is connected to at once, and any peers as far as they do so by
+themselves. It takes up to half a minute. Exits 1 if none was reached.
+
+What was reached goes into links from then on.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			h, err := a.home()

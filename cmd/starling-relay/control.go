@@ -92,6 +92,7 @@ type checkShape struct {
 	Reach     string         `json:"reach"`
 	Confirmed bool           `json:"confirmed"` // another peer has dialled an address
 	Peers     int            `json:"peers"`     // connections, to ask over
+	Relays    int            `json:"relays"`    // other relays that answered
 	Addresses []addressShape `json:"addresses"`
 }
 
@@ -243,15 +244,17 @@ func (c *control) revoke(id string) (tokenShape, error) {
 	return tokenOf(issued[0]), c.s.Revoke(issued[0].Hash)
 }
 
-// check waits until others have tried the addresses, or have had the time.
+// check asks other relays to dial back, then waits until any peers have tried the
+// addresses that are left, or have had the time.
 func (c *control) check(ctx context.Context) checkShape {
 	limit, cancel := context.WithTimeout(ctx, checkPatience)
 	defer cancel()
+	relays := c.s.Check(limit)
 	tick := time.NewTicker(checkLook)
 	defer tick.Stop()
 	for {
 		st := c.s.Status()
-		sh := checkShape{Reach: string(st.Reach), Peers: st.Conns, Addresses: addresses(st.Addresses)}
+		sh := checkShape{Reach: string(st.Reach), Peers: st.Conns, Relays: relays, Addresses: addresses(st.Addresses)}
 		open := false
 		for _, a := range st.Addresses {
 			sh.Confirmed = sh.Confirmed || a.State == station.Confirmed

@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-var long = flag.Bool("long", false, "build the package twice with the program in it")
+var long = flag.Bool("long", false, "build the package twice with the program in it, kill the relay 1,000 times, flood it")
 
 // testDashboard checks that every metric the dashboard names is served.
 func testDashboard(t *testing.T, addr string) {
@@ -29,8 +29,11 @@ func testDashboard(t *testing.T, addr string) {
 	}
 	_, body := get(t, addr, "/metrics")
 	there := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(body, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+) (\S+)`).FindAllStringSubmatch(body, -1) {
 		there[m[1]] = true
+		if m[2] == "histogram" {
+			there[m[1]+"_sum"], there[m[1]+"_count"] = true, true
+		}
 	}
 	named := regexp.MustCompile(`\b(starling_relay|process|go)_[a-z_]+\b`).FindAllString(string(b), -1)
 	if len(named) < 10 {
