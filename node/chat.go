@@ -162,7 +162,7 @@ func (n *Node) messageOf(c *store.Contact, e *store.Entry) Message {
 	if e.State == store.Entry_STORED {
 		m.Copies, m.Relays = int(e.Copies), int(e.Relays)
 		if e.Until != 0 {
-			m.Until = time.Unix(e.Until, 0)
+			m.Until = time.UnixMilli(e.Until)
 		}
 	}
 	if e.State == store.Entry_QUEUED {

@@ -118,10 +118,13 @@ func (n *Node) examineQueue(st Status) Finding {
 func (n *Node) examineContact(who string) ([]Finding, error) {
 	var c *store.Contact
 	var view Contact
+	var p post
 	err := n.store.View(func(tx *store.Tx) (err error) {
-		if c, err = resolve(tx, who); err == nil {
-			view = n.contactOf(tx, c)
+		if c, err = resolve(tx, who); err != nil {
+			return err
 		}
+		view = n.contactOf(tx, c)
+		p, err = readPost(tx, accountOf(c))
 		return err
 	})
 	if err != nil {
@@ -154,27 +157,108 @@ func (n *Node) examineContact(who string) ([]Finding, error) {
 	case c.RecordDay == 0:
 		record.Level, record.Text = "warn", "no record of "+view.Name+" was read yet"
 	default:
-		record.Text = fmt.Sprintf("the newest record read is of %s", recordDay(c.RecordDay))
+		record.Text = fmt.Sprintf("the newest record of %s that was read is of %s", view.Name, recordDay(c.RecordDay, now))
+	}
+	receipts := Finding{Check: "receipts", Level: "ok", Text: view.Name + " has acknowledged no message yet"}
+	if !p.acknowledged.IsZero() {
+		receipts.Text = fmt.Sprintf("the newest message that %s acknowledged was sent %s", view.Name, age(p.acknowledged, now))
 	}
 	queue := Finding{Check: "queue", Level: "ok", Text: "no message to " + view.Name + " waits"}
-	if view.Queued > 0 {
-		queue = Finding{Check: "queue", Level: "warn", Text: fmt.Sprintf("%s to %s not delivered yet", plural(view.Queued, "message"), view.Name), Hint: n.waiting(identity.Account(c.Account))}
+	if p.waiting > 0 {
+		queue = Finding{Check: "queue", Level: "warn", Hint: n.waiting(accountOf(c))}
+		queue.Text = fmt.Sprintf("%s to %s not delivered yet, the oldest sent %s; at relays: %d", plural(p.waiting, "message"), view.Name, age(p.oldest, now), p.stored)
+		if r, ok := n.outbox.Report(accountOf(c)); ok && r.Next.After(now) {
+			queue.Text += "; next try at " + r.Next.UTC().Format("15:04:05 MST")
+		}
 	}
-	return []Finding{state, network, record, n.examineDeposits(c, view), queue}, nil
+	return []Finding{state, network, n.examineReach(), record, n.examineDeposits(c, view, p), receipts, queue}, nil
 }
 
-// examineDeposits says what is left for a contact at relays.
-func (n *Node) examineDeposits(c *store.Contact, view Contact) Finding {
+// A post is what is on its way to a contact.
+type post struct {
+	waiting      int
+	oldest       time.Time      // of these
+	stored       int            // of these, at relays
+	at           map[string]int // how many each relay keeps, by its transport key
+	acknowledged time.Time      // when the newest was sent that arrived; zero: none
+}
+
+// ackedWithin is how many lines of a chat are looked through for what arrived.
+const ackedWithin = 1000
+
+func readPost(tx *store.Tx, a identity.Account) (post, error) {
+	p := post{at: map[string]int{}}
+	for row, err := range store.Outbox.Scan(tx, store.OutboxOf(a), nil) {
+		if err != nil {
+			return p, err
+		}
+		out := row.Value
+		if out.Control {
+			continue
+		}
+		if p.waiting++; p.waiting == 1 {
+			p.oldest = time.UnixMilli(out.Created)
+		}
+		if len(out.Copies) > 0 {
+			p.stored++
+		}
+		for _, c := range out.Copies {
+			p.at[string(c.Relay)]++
+		}
+	}
+	lines := 0
+	for row, err := range store.History.ScanBack(tx, store.HistoryOf(a), nil) {
+		if err != nil {
+			return p, err
+		}
+		if e := row.Value; e.State == store.Entry_DELIVERED || e.State == store.Entry_READ {
+			p.acknowledged = time.UnixMilli(e.Time)
+			break
+		}
+		if lines++; lines == ackedWithin {
+			break
+		}
+	}
+	return p, nil
+}
+
+// examineReach says how others reach this node.
+func (n *Node) examineReach() Finding {
+	switch n.reach() {
+	case "direct":
+		return Finding{Check: "reach", Level: "ok", Text: "others reach this node directly"}
+	case "relay":
+		return Finding{Check: "reach", Level: "ok", Text: "others reach this node through a circuit relay, as its router lets nobody in"}
+	case "lan":
+		return Finding{
+			Check: "reach", Level: "warn", Text: "only this local network is known to reach this node, so from elsewhere nobody connects to it",
+			Hint: "it connects to others by itself; a forwarded port, or --announce with a public address, helps",
+		}
+	}
+	return Finding{Check: "reach", Level: "warn", Text: "nobody reaches this node", Hint: "check --listen and the firewall"}
+}
+
+// examineDeposits says what is left for a contact at relays, and what each of them
+// has a receipt for.
+func (n *Node) examineDeposits(c *store.Contact, view Contact, p post) Finding {
 	f := Finding{Check: "relays", Level: "ok"}
-	own, public := len(openMail(c.Mail, true).Mailboxes), len(openMail(c.Boxes, false).Mailboxes)
-	switch {
-	case own > 0:
-		f.Text = fmt.Sprintf("%s takes messages at %s while away", view.Name, plural(own, "relay"))
-	case public > 0:
-		f.Text = fmt.Sprintf("%s takes first messages at %s while away", view.Name, plural(public, "relay"))
-	default:
+	boxes := openMail(c.Mail, true).Mailboxes
+	what := "messages"
+	if len(boxes) == 0 {
+		boxes, what = openMail(c.Boxes, false).Mailboxes, "first messages"
+	}
+	if len(boxes) == 0 {
 		f.Text = view.Name + " has told of no relay, so messages arrive only while both are online"
 		f.Level = "warn"
+	} else {
+		f.Text = fmt.Sprintf("%s takes %s at %s while away", view.Name, what, plural(len(boxes), "relay"))
+	}
+	for i, box := range boxes {
+		sep := ", "
+		if i == 0 {
+			sep = ": "
+		}
+		f.Text += fmt.Sprintf("%s%s keeps %d", sep, shortID(peerOf(box.Relay.Transport).String()), p.at[string(box.Relay.Transport[:])])
 	}
 	r, ok := n.outbox.Report(accountOf(c))
 	if !ok || r.Deposit.Err == nil {
@@ -192,8 +276,14 @@ func heard(t, now time.Time) string {
 	return "and was last heard of " + age(t, now)
 }
 
-func recordDay(day uint32) string {
-	return time.Unix(int64(day)*86400, 0).UTC().Format("2 January 2006")
+// recordDay says which day a record is of, and how old that is.
+func recordDay(day uint32, now time.Time) string {
+	start := time.Unix(int64(day)*86400, 0).UTC()
+	old := "today"
+	if days := int(now.Sub(start) / (24 * time.Hour)); days > 0 {
+		old = plural(days, "day") + " ago"
+	}
+	return start.Format("2 January 2006") + ", " + old
 }
 
 func plural(n int, what string) string {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"starling/node/relay/spool"
 	"starling/node/relay/station"
 	"starling/node/store"
+	"starling/protocol"
 	"starling/protocol/identity"
 )
 
@@ -173,7 +175,8 @@ func (p *person) stored(id string, copies int) Message {
 func TestMessageWaitsAtRelays(t *testing.T) {
 	w := newWorld(t)
 	one, two := w.volunteer(), w.volunteer()
-	a, b := w.person("Ada", quick), w.person("Bo", quick)
+	a := w.person("Ada", quick)
+	b := w.person("Bo", quick, func(p *person) { p.cfg.ReadReceipts = true })
 	a.meet(b)
 	a.uses(one, two)
 	b.uses(one, two)
@@ -181,21 +184,101 @@ func TestMessageWaitsAtRelays(t *testing.T) {
 	b.knows(a, 2)
 
 	b.stop()
+	begin := time.Now()
 	id := a.say("Bo", "while you were away")
-	if m := a.stored(id, 2); m.Relays != 2 || m.Until.IsZero() {
+	m := a.stored(id, 2)
+	if life := m.Until.Sub(begin); m.Relays != 2 || life > protocol.MessageLife || life < protocol.MessageLife-24*time.Hour {
 		t.Errorf("stored at %d of %d relays until %s", m.Copies, m.Relays, m.Until)
+	}
+	if want := "at 2 of 2 relays, until " + m.Until.UTC().Format("2 January 2006"); m.Reason != want {
+		t.Errorf("the user reads %q, want %q", m.Reason, want)
 	}
 	a.stop()
 
 	b.start()
 	b.until(textOf("Ada", "while you were away"))
-	w.eventually("the receipt to be left", func() bool { return b.owes(a) == 0 })
+	if list, err := b.History(w.ctx, "Ada", 1, ""); err != nil || b.MarkRead(w.ctx, "Ada", list[0].ID) != nil {
+		t.Fatalf("reading: %v, %v", list, err)
+	}
+	w.eventually("the receipts to be left", func() bool { return b.owes(a) == 0 })
 	b.stop()
 
 	a.start()
-	a.delivered(id)
+	if m, err := a.WaitMessage(w.ctx, id, "read", patience); err != nil || m.State != "read" || m.Reason != "" || m.Copies != 0 {
+		t.Fatalf("once the receipt is there: %+v, %v", m, err)
+	}
+	var states []string
+	if err := a.Events(w.ctx, 0, false, func(e Event) error {
+		if e.Type == "state" && e.ID == id && (len(states) == 0 || states[len(states)-1] != e.State) {
+			states = append(states, e.State)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(states) > 0 && states[0] == "queued" { // with what it waits for, if that was known in time
+		states = states[1:]
+	}
+	// Both receipts may be in one.
+	if got := strings.Join(states, " "); got != "stored delivered read" && got != "stored read" {
+		t.Errorf("the journal has the states %q", got)
+	}
 	b.start()
 	b.heard("Ada", "while you were away")
+}
+
+// The doctor says where a message is: at which relays, since when, and what was
+// acknowledged before it.
+func TestDoctorKnowsWhereAMessageIs(t *testing.T) {
+	w := newWorld(t)
+	one, two := w.volunteer(), w.volunteer()
+	a, b := w.person("Ada", quick), w.person("Bo", quick)
+	a.meet(b)
+	b.uses(one, two)
+	a.knows(b, 2)
+	says := func(check string, wants ...string) {
+		t.Helper()
+		list, err := a.Doctor(w.ctx, "Bo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(list, func(f Finding) bool { return f.Check == check })
+		if i < 0 {
+			t.Fatalf("nothing about %s in %+v", check, list)
+		}
+		for _, want := range wants {
+			if !strings.Contains(list[i].Text+"; "+list[i].Hint, want) {
+				t.Errorf("of %s it says %+v, not %q", check, list[i], want)
+			}
+		}
+	}
+	says("receipts", "Bo has acknowledged no message yet")
+	a.delivered(a.say("Bo", "you are here"))
+	says("receipts", "the newest message that Bo acknowledged was sent less than a minute ago")
+	says("queue", "no message to Bo waits")
+	says("reach", "this node")
+	says("record", "no record of Bo was read yet")
+	if got := recordDay(20000, time.Unix(20003*86400+60, 0)); got != "4 October 2024, 3 days ago" {
+		t.Errorf("a record of three days ago is of %s", got)
+	}
+	b.stop()
+	a.stored(a.say("Bo", "while you were away"), 2)
+	for _, v := range []*volunteer{one, two} {
+		says("relays", "Bo takes messages at 2 relays while away", shortID(v.Status().PeerID)+" keeps 1")
+	}
+	says("queue", "1 message to Bo not delivered yet, the oldest sent less than a minute ago; at relays: 1")
+
+	// A relay that does not answer is named.
+	twoID := shortID(two.Status().PeerID)
+	two.stop()
+	id := a.say("Bo", "and again")
+	a.stored(id, 1)
+	w.eventually("the doctor to name the relay that does not answer", func() bool {
+		list, err := a.Doctor(w.ctx, "Bo")
+		return err == nil && slices.ContainsFunc(list, func(f Finding) bool {
+			return f.Check == "relays" && f.Level == "warn" && strings.Contains(f.Hint, "relay "+twoID)
+		})
+	})
 }
 
 // published waits until a record with so many contact boxes is out.

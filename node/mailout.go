@@ -217,7 +217,7 @@ func (n *Node) leaveAt(ctx context.Context, d *drop, box relay.Mailbox, letters 
 		err = refused
 	}
 	if err != nil {
-		err = fmt.Errorf("relay %s: %w", peerOf(box.Relay.Transport).ShortString(), err)
+		err = fmt.Errorf("relay %s: %w", shortID(peerOf(box.Relay.Transport).String()), err)
 	}
 	return copies, err
 }
