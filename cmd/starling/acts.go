@@ -32,9 +32,12 @@ var acts = []act{
 	{"The first message", "the first message is opened by a post-quantum key agreement (PQXDH)", (*stage).actFirst},
 	{"They talk", "a conversation, each message under a key of its own", (*stage).actTalk},
 	{"Bo's machine loses power", "a node killed in mid-sentence comes back, and what it missed arrives", (*stage).actCrash},
+	{"Rita and Sam run relays", "whoever wants to be written to while away names relays of volunteers", (*stage).actRelays},
+	{"Bo sleeps, Ada writes, Ada leaves", "what is written to somebody asleep arrives, though its writer has left by then", (*stage).actAway},
+	{"Sam's relay dies", "a relay that is lost takes no message with it", (*stage).actRelayDies},
 	{"Nothing lost, nothing twice", "both tell the same story: every message once, in order", (*stage).actOnce},
 	{"Somebody poses as Bo", "another key under a known name is caught, and nothing is sent to it", (*stage).actImpostor},
-	{"What Cy knows", "a node that keeps the address book has nobody's name, words or keys on disk", (*stage).actNobody},
+	{"What Cy and the relays know", "who keeps the address book, or messages, has nobody's name, words or keys on disk", (*stage).actNobody},
 }
 
 func (s *stage) actStart(ctx context.Context) (string, error) {
@@ -212,6 +215,108 @@ func (s *stage) actCrash(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%d messages survived the crash; nobody pressed a button", before+after), nil
 }
 
+func (s *stage) actRelays(ctx context.Context) (string, error) {
+	net := s.address(ctx, s.cy)
+	for _, v := range []*volunteer{s.rita, s.sam} {
+		if err := s.open(v, net...); err != nil {
+			return "", err
+		}
+	}
+	s.does("Rita", "and Sam start a relay each, and give out its link: %s…", s.rita.link[:min(24, len(s.rita.link))])
+	for _, who := range []*actor{s.ada, s.bo} {
+		for _, v := range []*volunteer{s.rita, s.sam} {
+			if _, err := api.Call(ctx, who.api.AddRelay, &api.AddRelayRequest{Link: v.link}); err != nil {
+				return "", err
+			}
+		}
+	}
+	s.says(s.ada, "and Bo: starling relay add LINK, twice")
+	for _, who := range []struct {
+		*actor
+		contact string
+	}{{s.ada, "Bo"}, {s.bo, "Ada"}} {
+		if err := s.until(ctx, who.contact+"'s mailboxes to be known to "+who.name, func() (bool, error) {
+			r, err := api.Call(ctx, who.api.Doctor, &api.DoctorRequest{Contact: who.contact})
+			return slices.ContainsFunc(r.GetFindings(), func(f *api.Finding) bool {
+				return f.Check == "relays" && strings.Contains(f.Text, " takes messages at 2 relays")
+			}), err
+		}); err != nil {
+			return "", err
+		}
+	}
+	return "each told the other, inside their session, of a mailbox at both that is for nobody else", nil
+}
+
+// asleep plays what is written while Bo is away, and read while Ada is: then
+// happens in between. It returns how it was stored.
+func (s *stage) asleep(ctx context.Context, texts []string, then func() error) (string, error) {
+	if err := s.bo.stop(ctx); err != nil {
+		return "", err
+	}
+	s.says(s.bo, "closes the laptop")
+	var last *api.Message
+	for _, text := range texts {
+		var err error
+		if last, err = s.send(ctx, s.ada, s.bo, text); err != nil {
+			return "", err
+		}
+		if err := s.until(ctx, "two relays to have Ada's message", func() (bool, error) {
+			last, err = api.Call(ctx, s.ada.api.WaitMessage, &api.WaitMessageRequest{Id: last.Id, State: "stored", Timeout: 1000})
+			return err == nil && last.State == "stored" && last.Copies == 2, err
+		}); err != nil {
+			return "", err
+		}
+		s.says(s.ada, "%s  %s", text, s.out.paint(dim, "✓ stored "+last.Reason))
+	}
+	if err := s.ada.stop(ctx); err != nil {
+		return "", err
+	}
+	s.says(s.ada, "turns the computer off")
+	if then != nil {
+		if err := then(); err != nil {
+			return "", err
+		}
+	}
+	if err := s.start(ctx, s.bo, s.address(ctx, s.cy)...); err != nil {
+		return "", err
+	}
+	if err := s.until(ctx, "Bo to have what Ada wrote", func() (bool, error) {
+		ms, err := readHistory(ctx, s.bo.api, "Ada", len(texts))
+		var got []string
+		for _, m := range ms {
+			got = append(got, m.Text)
+		}
+		return slices.Equal(got, texts), err
+	}); err != nil {
+		return "", err
+	}
+	s.says(s.bo, "wakes, with Ada away, and has it all")
+	if err := s.start(ctx, s.ada, s.address(ctx, s.cy)...); err != nil {
+		return "", err
+	}
+	return last.Reason, s.arrive(ctx, s.ada, last)
+}
+
+func (s *stage) actAway(ctx context.Context) (string, error) {
+	stored, err := s.asleep(ctx, []string{"Sleep well. I leave the key with the neighbours.", "And feed the cat before noon, please."}, nil)
+	if err != nil {
+		return "", err
+	}
+	s.says(s.ada, "is back, and sees that it arrived  %s", s.out.paint(green, "✓✓"))
+	return "it waited " + stored + "; Bo read it while Ada's node was down", nil
+}
+
+func (s *stage) actRelayDies(ctx context.Context) (string, error) {
+	_, err := s.asleep(ctx, []string{"The train is late again, start without me.", "Nine o'clock at the old mill, then."}, func() error {
+		s.does("Sam", "%s, and no start again", s.out.paint(red, "kill -9"))
+		return s.sam.cut()
+	})
+	if err != nil {
+		return "", err
+	}
+	return "every message is at two relays, so Rita's was enough", nil
+}
+
 func (s *stage) actOnce(ctx context.Context) (string, error) {
 	for _, who := range []struct {
 		*actor
@@ -313,12 +418,21 @@ func (s *stage) actNobody(ctx context.Context) (string, error) {
 		}
 	}
 	s.says(s.cy, "keeps the records by which Ada and Bo are found")
-	var secrets [][]byte
+	var secrets, peers [][]byte
 	for _, who := range []*actor{s.ada, s.bo} {
 		key, err := keyOf(who.account)
 		if err != nil {
 			return "", err
 		}
+		pub, err := who.peer.ExtractPublicKey()
+		if err != nil {
+			return "", err
+		}
+		transport, err := pub.Raw()
+		if err != nil {
+			return "", err
+		}
+		peers = append(peers, []byte(who.peer.String()), transport, []byte(hex.EncodeToString(transport)))
 		secrets = append(secrets, []byte(who.profile), []byte(who.account), key, []byte(hex.EncodeToString(key)))
 	}
 	for _, text := range s.texts {
@@ -329,7 +443,23 @@ func (s *stage) actNobody(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
+	switch code, err := s.rita.finish(ctx); {
+	case err != nil:
+		return "", fmt.Errorf("waiting for Rita's relay to end: %w", err)
+	case code != 0:
+		return "", fmt.Errorf("Rita's relay exited %d", code)
+	}
+	s.does("Rita", "and Sam look into every file of their relays")
 	files, size, found, err := search(s.cy.home, secrets)
+	secrets = append(secrets, peers...) // Cy is asked by nodes, and has to know them
+	for _, v := range []*volunteer{s.rita, s.sam} {
+		if err != nil || found != "" {
+			break
+		}
+		var f, n int
+		f, n, found, err = search(v.home, secrets)
+		files, size = files+f, size+n
+	}
 	if err != nil {
 		return "", err
 	}
@@ -374,7 +504,10 @@ func search(dir string, secrets [][]byte) (files, size int, found string, err er
 			return err
 		}
 		files, size = files+1, size+len(b)
-		b = append(b, e.Name()...)
+		// The store's tables are long before they are full. A secret may end in a
+		// few zeros itself.
+		end := min(len(bytes.TrimRight(b, "\x00"))+64, len(b))
+		b = append(b[:end:end], e.Name()...)
 		for _, secret := range secrets {
 			if bytes.Contains(b, secret) {
 				found = path

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -13,21 +14,76 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/spf13/cobra"
 
 	"starling/node/api"
+	"starling/node/relay/station"
+	"starling/node/store"
 )
 
 func (a *app) demoCmd() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "demo",
 		Short: "See the whole story on this machine",
-		Long: `Start three nodes on this machine, in temporary folders that are removed at the
-end, and play the whole story with them: an invite, a conversation, a crash, an
-impostor. Nothing leaves the machine. Exits 0 if every act held.`,
+		Long: `Start three nodes and two relays on this machine, in temporary folders that are
+removed at the end, and play the whole story with them: an invite, a
+conversation, a crash, people who are never online together, a relay that dies,
+an impostor. Nothing leaves the machine. Exits 0 if every act held.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.demo(cmd.Context()) },
 	}
+	c.AddCommand(a.demoRelayCmd())
+	return c
+}
+
+// demoRelayCmd is a relay of the play: the same as starling-relay runs, which is
+// another program and may not be at hand.
+func (a *app) demoRelayCmd() *cobra.Command {
+	var bootstrap []string
+	c := &cobra.Command{
+		Use: "relay DIR", Hidden: true, Args: exactly("DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.demoRelay(cmd.Context(), args[0], bootstrap) },
+	}
+	c.Flags().StringSliceVar(&bootstrap, "bootstrap", nil, "find the network by this multiaddr")
+	return c
+}
+
+// demoRelay runs a relay in an empty folder until standard input ends. It prints
+// its link when it listens.
+func (a *app) demoRelay(ctx context.Context, dir string, bootstrap []string) (err error) {
+	key, err := station.CreateKeyFile(filepath.Join(dir, "relay.key"))
+	if err != nil {
+		return err
+	}
+	rows, err := store.CreateKeyFile(filepath.Join(dir, "store.key"), store.Protection{Plain: true})
+	if err != nil {
+		return err
+	}
+	db, err := store.Open(store.Config{Dir: filepath.Join(dir, "store"), Key: rows})
+	if err != nil {
+		return err
+	}
+	s, err := station.Open(ctx, station.Config{
+		Store: db, Key: key, Dir: filepath.Join(dir, "spool"), Quota: 64_000_000, Open: true, Bootstrap: bootstrap,
+		Listen: []string{"/ip4/127.0.0.1/udp/0/quic-v1"}, Local: true, NoPortMap: true, NoAutoNAT: true,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	link, err := s.Link(false, true)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out, link)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // ends with the process at the latest
+		_, _ = io.Copy(io.Discard, a.in)
+		cancel()
+	}()
+	return s.Run(ctx)
 }
 
 // actLimit bounds one act; on a quiet machine the whole play takes less.
@@ -40,20 +96,33 @@ type stage struct {
 	dir  string // everything below it goes away at the end
 
 	ada, bo, cy *actor
+	rita, sam   *volunteer
 	texts       []string // everything that was said, in order
 }
 
-// An actor is a person with a node: a child process that ends when its
-// standard input closes, so that nothing is left behind however the demo ends.
+// An actor is a person with a node.
 type actor struct {
 	name    string // as the others call them
 	profile string // as they call themselves: long enough to search for
 	home    string
 	api     *api.Client
 	account string
-	stdin   io.WriteCloser
-	child   *exec.Cmd
-	ended   chan struct{} // closed when the child has ended
+	peer    peer.ID
+	process
+}
+
+// A volunteer is a person with a relay.
+type volunteer struct {
+	name, home, link string
+	process
+}
+
+// A process is a child that ends when its standard input closes, so that nothing
+// is left behind however the demo ends.
+type process struct {
+	stdin io.WriteCloser
+	child *exec.Cmd
+	ended chan struct{} // closed when the child has ended
 }
 
 // result is what one act came to.
@@ -86,12 +155,13 @@ func (a *app) demo(ctx context.Context) (err error) {
 	}
 	s := &stage{app: a, self: self, dir: dir}
 	s.ada, s.bo, s.cy = s.actor("Ada", "Ada Adlerberg"), s.actor("Bo", "Bo Bergstrom"), s.actor("Cy", "Cy Castellan")
+	s.rita, s.sam = s.volunteer("Rita"), s.volunteer("Sam")
 	defer func() {
 		s.strike()
 		err = errors.Join(err, os.RemoveAll(dir))
 	}()
 
-	s.tell("%s\n", a.out.paint(bold, "Three people, three nodes, one machine. Nothing leaves it."))
+	s.tell("%s\n", a.out.paint(bold, "Three people, three nodes, two relays, one machine. Nothing leaves it."))
 	begin := time.Now()
 	var results []result
 	held := true
@@ -162,12 +232,18 @@ func (s *stage) tell(format string, args ...any) {
 }
 
 // says tells what somebody does.
-func (s *stage) says(who *actor, format string, args ...any) {
-	s.tell("   %s %s", s.out.paint(bold, fmt.Sprintf("%-4s", who.name)), fmt.Sprintf(format, args...))
+func (s *stage) says(who *actor, format string, args ...any) { s.does(who.name, format, args...) }
+
+func (s *stage) does(name, format string, args ...any) {
+	s.tell("   %s %s", s.out.paint(bold, fmt.Sprintf("%-4s", name)), fmt.Sprintf(format, args...))
 }
 
 func (s *stage) actor(name, profile string) *actor {
 	return &actor{name: name, profile: profile, home: filepath.Join(s.dir, strings.ToLower(name))}
+}
+
+func (s *stage) volunteer(name string) *volunteer {
+	return &volunteer{name: name, home: filepath.Join(s.dir, strings.ToLower(name))}
 }
 
 // run runs this program as who would, and returns what it printed and its exit
@@ -214,22 +290,12 @@ func (s *stage) start(ctx context.Context, who *actor, bootstrap ...string) erro
 	defer log.Close()
 	c := exec.Command(s.self, args...)
 	c.Stdout, c.Stderr = log, log
-	ownGroup(c)
-	if who.stdin, err = c.StdinPipe(); err != nil {
+	if err := who.launch(c); err != nil {
 		return err
 	}
-	if err := c.Start(); err != nil {
-		return err
-	}
-	ended := make(chan struct{})
-	who.child, who.ended = c, ended
-	go func() { // ends with the child, which strike waits for
-		c.Wait()
-		close(ended)
-	}()
 	return s.until(ctx, who.name+"'s node to run", func() (bool, error) {
 		select {
-		case <-ended:
+		case <-who.ended:
 			b, _ := os.ReadFile(log.Name())
 			return false, fmt.Errorf("%s's node ended: %s", who.name, strings.TrimSpace(string(b)))
 		default:
@@ -246,27 +312,99 @@ func (s *stage) start(ctx context.Context, who *actor, bootstrap ...string) erro
 			return false, err
 		}
 		who.api, who.account = line, st.Account
-		return true, nil
+		who.peer, err = peer.Decode(st.PeerId)
+		return err == nil, err
 	})
+}
+
+// open starts a relay and waits until it listens.
+func (s *stage) open(who *volunteer, bootstrap ...string) error {
+	if err := os.Mkdir(who.home, 0o700); err != nil {
+		return err
+	}
+	args := []string{"demo", "relay", who.home}
+	for _, b := range bootstrap {
+		args = append(args, "--bootstrap", b)
+	}
+	log, err := os.Create(filepath.Join(who.home, "relay.log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	c := exec.Command(s.self, args...)
+	c.Stderr = log
+	out, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	c.Stdout = w
+	err = who.launch(c)
+	w.Close()
+	if err != nil {
+		return err
+	}
+	if who.link, err = bufio.NewReader(out).ReadString('\n'); err != nil { // its end ends the line, too
+		b, _ := os.ReadFile(log.Name())
+		return fmt.Errorf("%s's relay ended: %s", who.name, strings.TrimSpace(string(b)))
+	}
+	who.link = strings.TrimSpace(who.link)
+	return nil
+}
+
+// launch starts a child.
+func (p *process) launch(c *exec.Cmd) error {
+	ownGroup(c)
+	in, err := c.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := c.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	p.stdin, p.child, p.ended = in, c, ended
+	go func() { // ends with the child, which strike waits for
+		c.Wait()
+		close(ended)
+	}()
+	return nil
+}
+
+// cut ends a child as a power cut does.
+func (p *process) cut() error {
+	err := p.child.Process.Kill()
+	<-p.ended
+	p.child = nil
+	return err
+}
+
+// finish ends a child in order, and returns its exit code.
+func (p *process) finish(ctx context.Context) (int, error) {
+	p.stdin.Close()
+	select {
+	case <-p.ended:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	code := p.child.ProcessState.ExitCode()
+	p.child = nil
+	return code, nil
 }
 
 // kill ends the node of who as a power cut does.
 func (who *actor) kill() error {
-	err := who.child.Process.Kill()
-	<-who.ended
+	err := who.cut()
 	who.leave()
 	return err
 }
 
 // stop ends the node of who in order.
 func (who *actor) stop(ctx context.Context) error {
-	who.stdin.Close()
-	select {
-	case <-who.ended:
-	case <-ctx.Done():
-		return fmt.Errorf("waiting for %s's node to end: %w", who.name, ctx.Err())
+	code, err := who.finish(ctx)
+	if err != nil {
+		return fmt.Errorf("waiting for %s's node to end: %w", who.name, err)
 	}
-	code := who.child.ProcessState.ExitCode()
 	who.leave()
 	if code != 0 {
 		return fmt.Errorf("%s's node exited %d", who.name, code)
@@ -274,9 +412,8 @@ func (who *actor) stop(ctx context.Context) error {
 	return nil
 }
 
-// leave forgets a node that ended.
+// leave closes the line to a node that ended.
 func (who *actor) leave() {
-	who.child = nil
 	if who.api != nil {
 		who.api.Close()
 		who.api = nil
@@ -287,21 +424,22 @@ func (who *actor) leave() {
 func (s *stage) strike() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	for _, who := range []*actor{s.ada, s.bo, s.cy} {
-		if who.child != nil {
-			who.stdin.Close()
+	all := []*process{&s.ada.process, &s.bo.process, &s.cy.process, &s.rita.process, &s.sam.process}
+	for _, p := range all {
+		if p.child != nil {
+			p.stdin.Close()
+		}
+	}
+	for _, p := range all {
+		if p.child == nil {
+			continue
+		}
+		if _, err := p.finish(ctx); err != nil {
+			p.cut()
 		}
 	}
 	for _, who := range []*actor{s.ada, s.bo, s.cy} {
-		if who.child == nil {
-			continue
-		}
-		select {
-		case <-who.ended:
-			who.leave()
-		case <-ctx.Done():
-			who.kill()
-		}
+		who.leave()
 	}
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"runtime"
@@ -14,15 +13,18 @@ import (
 )
 
 func (a *app) doctorCmd() *cobra.Command {
-	var bundle string
+	var file string
 	c := &cobra.Command{
 		Use:   "doctor [CONTACT]",
 		Short: "Find out why something does not work, in plain words",
 		Long: `Find out why something does not work. With a contact, also why messages to them
-are not delivered. Works without a running node too. Exits 0 if nothing is bad.
+are not delivered: how old their record is, which relays have something for them,
+what they acknowledged last, what waits, and how each of you is reached. Works
+without a running node too. Exits 0 if nothing is bad.
 
-With --bundle the findings go into a file for a bug report, without anything
-that names you or whom you talk to. Read it before you hand it on.`,
+With --bundle the findings go into a new file for a bug report, with states,
+numbers, times, versions and errors, and contact-1 or relay-2 in place of names:
+no texts, keys, IDs or addresses. Read it before you hand it on.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.contactNames(0, false),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -38,11 +40,11 @@ that names you or whom you talk to. Read it before you hand it on.`,
 					a.showFinding(f)
 				}
 			}
-			if bundle != "" {
-				if werr := writeBundle(bundle, fs, st); werr != nil {
+			if file != "" {
+				if werr := writeBundle(file, bundleOf(fs, st, a.acquainted(cmd.Context(), st), time.Now())); werr != nil {
 					return werr
 				}
-				a.next("Written to %s. Read it before you hand it on.", bundle)
+				a.next("Written to %s. Read it before you hand it on.", file)
 			}
 			if err != nil {
 				return err
@@ -55,7 +57,7 @@ that names you or whom you talk to. Read it before you hand it on.`,
 			return nil
 		},
 	}
-	c.Flags().StringVar(&bundle, "bundle", "", "write a report without names to `file`")
+	c.Flags().StringVar(&file, "bundle", "", "write a report without names to `file`")
 	return c
 }
 
@@ -150,43 +152,4 @@ func paths(cs []*api.Connection) map[string]int {
 		n[c.Path]++
 	}
 	return n
-}
-
-// nameless are the checks whose text names nobody.
-var nameless = map[string]bool{"daemon": true, "version": true, "files": true, "network": true, "dht": true, "record": true, "clock": true, "disk": true}
-
-// writeBundle writes a report for somebody else's eyes. What it must not hold
-// is left out by listing what it may.
-func writeBundle(name string, fs []*api.Finding, st *api.StatusResponse) error {
-	report := struct {
-		Version  versionShape   `json:"version"`
-		Findings []findingShape `json:"findings"`
-		Node     map[string]any `json:"node,omitempty"`
-	}{Version: readVersion(), Findings: []findingShape{}}
-	for _, f := range fs {
-		s := findingShape{Check: f.Check, Level: f.Level, Text: "(left out)"}
-		if nameless[f.Check] {
-			s.Text = f.Text
-		}
-		report.Findings = append(report.Findings, s)
-	}
-	if st != nil {
-		report.Node = map[string]any{
-			"state": st.State, "version": st.Version, "reach": st.Reach, "contacts": st.Contacts, "queued": st.Queued,
-			"connected": st.Connected, "paths": paths(st.Connections), "dht_peers": st.DhtPeers, "dht_mode": st.DhtMode, "started": stamp(st.Started), "published": stamp(st.Published), "rolled_back": st.RolledBack,
-		}
-	}
-	b, err := json.MarshalIndent(report, "", "  ")
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("writing the report: %w", err)
-	}
-	if _, err := f.Write(append(b, '\n')); err != nil {
-		f.Close()
-		return fmt.Errorf("writing the report: %w", err)
-	}
-	return f.Close()
 }

@@ -74,7 +74,7 @@ read); it exits 6 if that takes longer than --timeout. The message stays queued.
 			if a.json {
 				a.print(messageOf(m))
 			} else {
-				fmt.Fprintf(a.out, "%s  to %s\n", a.stateWords(m), escape(m.Chat))
+				fmt.Fprintf(a.out, "%s  to %s%s\n", a.stateWords(m), escape(m.Chat), a.where(m))
 			}
 			return undelivered(m, wait, timeout)
 		},
@@ -165,9 +165,20 @@ func undelivered(m *api.Message, wait string, timeout time.Duration) error {
 		if m.Reason != "" {
 			f.msg += ": " + escape(m.Reason)
 		}
+		if m.State == "stored" {
+			return f.try("%s gets it from a relay, even if this machine is off.", escape(m.Chat))
+		}
 		return f.try("It stays queued and is sent as soon as %s can be reached.", escape(m.Chat))
 	}
 	return nil
+}
+
+// where says of a stored message at how many relays it is, and until when.
+func (a *app) where(m *api.Message) string {
+	if m.State != "stored" || m.Reason == "" {
+		return ""
+	}
+	return " " + a.out.paint(dim, "("+escape(m.Reason)+")")
 }
 
 // stateWords shows the state of an own message: ticks for the eye, a word for
