@@ -447,7 +447,7 @@ func (s *stage) actNobody(ctx context.Context) (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("waiting for Rita's relay to end: %w", err)
 	case code != 0:
-		return "", fmt.Errorf("Rita's relay exited %d", code)
+		return "", fmt.Errorf("the relay of %s exited %d", s.rita.name, code)
 	}
 	s.does("Rita", "and Sam look into every file of their relays")
 	files, size, found, err := search(s.cy.home, secrets)
