@@ -80,8 +80,9 @@ func TestMetricsAreOfTheWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(all) != len(metricsOf)+1 {
-		t.Errorf("%d metrics, want %d", len(all), len(metricsOf)+1)
+	labels := map[string]string{prefix + "messages_by_size": "bytes", prefix + "refused_total": "status"}
+	if want := len(metricsOf) + len(labels) + 1; len(all) != want { // and the histogram of groups
+		t.Errorf("%d metrics, want %d", len(all), want)
 	}
 	for _, f := range all {
 		if !strings.HasPrefix(f.GetName(), prefix) || f.GetHelp() == "" {
@@ -89,7 +90,7 @@ func TestMetricsAreOfTheWhole(t *testing.T) {
 		}
 		for _, m := range f.GetMetric() {
 			for _, l := range m.GetLabel() {
-				if l.GetName() != "bytes" || f.GetName() != prefix+"messages_by_size" {
+				if l.GetName() != labels[f.GetName()] {
 					t.Errorf("metric %s has a label %s", f.GetName(), l.GetName())
 				}
 			}
