@@ -318,11 +318,11 @@ func TestLeavesAQueueAhead(t *testing.T) {
 		m := newMail(t, 2)
 		b := newMailBench(t, 32, m)
 		defer b.close()
-		b.s.ready[bob] = false
+		b.s.setReady(bob, false)
 		texts := numbered(300)
 		ids := b.send(bob, texts...)
 		b.n.down(true)
-		b.s.ready[bob] = true // a session came from the other side
+		b.s.setReady(bob, true) // a session came from the other side
 		b.run()
 		time.Sleep(time.Hour)
 		want := texts[:protocol.QueueMessages]
@@ -360,11 +360,11 @@ func TestReceiptsAreLeftBeyondTheWindow(t *testing.T) {
 		m := newMail(t, 2)
 		b := newMailBench(t, 43, m)
 		defer b.close()
-		b.s.ready[bob] = false
+		b.s.setReady(bob, false)
 		texts := numbered(300)
 		ids := b.send(bob, texts...)
 		b.n.down(true)
-		b.s.ready[bob] = true
+		b.s.setReady(bob, true)
 		b.run()
 		time.Sleep(time.Minute)
 		b.owe(bob, manyIDs(3)...)
@@ -400,7 +400,7 @@ func TestSessionIsPreparedForWhatIsLeft(t *testing.T) {
 		b.run()
 		b.send(bob, "one")
 		time.Sleep(48 * time.Hour)
-		b.s.ready[bob] = false // stale
+		b.s.setReady(bob, false) // stale
 		b.send(bob, "two")
 		time.Sleep(time.Hour)
 		b.wantLines(bob, "one stored at 2 of 2 relays, until 14 January 2000", "two queued")
@@ -518,7 +518,7 @@ func TestLeavingIsTriedAgain(t *testing.T) {
 func TestNotLeft(t *testing.T) {
 	for name, set := range map[string]func(b *bench){
 		"no session": func(b *bench) {
-			b.s.ready[bob] = false
+			b.s.setReady(bob, false)
 			b.n.down(true)
 		},
 		"waits for acceptance": func(b *bench) {
@@ -736,7 +736,7 @@ func TestSealedAnewIsLeftAnew(t *testing.T) {
 		})
 		time.Sleep(2 * time.Hour)
 		b.wantLines(bob, "one queued what was at relays could not be opened; it is sent again", "two queued what was at relays could not be opened; it is sent again")
-		b.s.ready[bob] = true
+		b.s.setReady(bob, true)
 		b.setState(bob, store.Contact_ACCEPTED)
 		b.o.Kick(bob)
 		time.Sleep(time.Second)

@@ -47,6 +47,7 @@ func (l *lockedRand) Read(b []byte) (int, error) {
 // A sealer seals without keys: an envelope is a count and the content, and its
 // acknowledgement a hash of it.
 type sealer struct {
+	mu     sync.Mutex                // guards ready: two of a peer's goroutines ask
 	ready  map[identity.Account]bool // touched by the test and within transactions
 	sealed int
 	acked  int
@@ -56,7 +57,15 @@ type sealer struct {
 }
 
 func (s *sealer) Ready(_ *store.Tx, _ time.Time, peer identity.Account) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.ready[peer], nil
+}
+
+func (s *sealer) setReady(peer identity.Account, is bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ready[peer] = is
 }
 
 func (s *sealer) SealOutgoing(_ *store.Tx, _ time.Time, _ identity.Account, out *store.Outgoing) error {
@@ -80,7 +89,7 @@ func (s *sealer) HandleError(tx *store.Tx, _ time.Time, peer identity.Account, h
 		return false, nil
 	}
 	s.errors++
-	s.ready[peer] = false
+	s.setReady(peer, false)
 	for r, err := range store.Outbox.Scan(tx, store.OutboxOf(peer), nil) {
 		if err != nil {
 			return false, err
@@ -129,7 +138,7 @@ func (n *network) Prepare(_ context.Context, peer identity.Account) error {
 			return before
 		}
 	}
-	n.s.ready[peer] = true
+	n.s.setReady(peer, true)
 	return nil
 }
 
@@ -727,7 +736,7 @@ func TestPrepare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 9)
 		defer b.close()
-		b.s.ready[bob] = false
+		b.s.setReady(bob, false)
 		b.n.err = func() (before, after error) {
 			if b.n.prepares < 4 {
 				return errDown, nil
@@ -763,7 +772,7 @@ func TestBatchesFitIntoFrames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 20)
 		defer b.close()
-		b.s.ready[bob] = false
+		b.s.setReady(bob, false)
 		var texts []string
 		for i := range 40 {
 			texts = append(texts, fmt.Sprintf("%03d%s", i, strings.Repeat("x", protocol.MaxText-3)))
