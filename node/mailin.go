@@ -112,7 +112,7 @@ func (n *Node) startReader(ctx context.Context, t identity.Transport, addrs [][]
 		Hosts:  n.hosts,
 		Queues: func() ([]*relay.ReaderKey, error) { return n.readerKeys(t) },
 		Tend:   func(ctx context.Context, c *client.Conn) error { return n.tend(ctx, t, c) },
-		Take: func(_ context.Context, entries []client.Entry) ([]client.Entry, error) {
+		Take: func(_ context.Context, entries []client.Entry) ([]client.Entry, int, error) {
 			return n.takeMail(t, entries)
 		},
 		Now: n.cfg.Now, Rand: n.cfg.Rand, Log: n.log,
@@ -181,17 +181,17 @@ func (n *Node) readerKeys(t identity.Transport) (keys []*relay.ReaderKey, err er
 }
 
 // takeMail commits what a relay brought, in as few transactions as hold it, and
-// returns what may be deleted there.
-func (n *Node) takeMail(t identity.Transport, entries []client.Entry) (done []client.Entry, err error) {
+// returns what may be deleted there, and how much of that was of no use.
+func (n *Node) takeMail(t identity.Transport, entries []client.Entry) (done []client.Entry, useless int, err error) {
 	for len(entries) > 0 {
-		took := 0
+		took, vain := 0, 0
 		var over []client.Entry
 		err := n.store.Update(func(tx *store.Tx) error {
-			took, over = 0, nil
+			took, vain, over = 0, 0, nil
 			for _, e := range entries {
-				var gone bool
+				var f fate
 				err := tx.Try(func(tx *store.Tx) (err error) {
-					gone, err = n.takeEntry(tx, t, e)
+					f, err = n.takeEntry(tx, t, e)
 					return err
 				})
 				switch {
@@ -199,60 +199,71 @@ func (n *Node) takeMail(t identity.Transport, entries []client.Entry) (done []cl
 					return nil // the next transaction has room for it
 				case errors.Is(err, store.ErrTooBig):
 					n.log.Error("an entry of a relay does not fit into a transaction", "size", len(e.Blob))
-					gone = true
+					f = gone
 				case errors.Is(err, errHold): // shown again, when there may be room
 				case err != nil:
 					return err
 				}
 				took++
-				if gone {
+				if f != stays {
 					over = append(over, e)
+				}
+				if f == waste {
+					vain++
 				}
 			}
 			return nil
 		})
 		if err != nil {
-			return done, err
+			return done, useless, err
 		}
-		done, entries = append(done, over...), entries[took:]
+		done, useless, entries = append(done, over...), useless+vain, entries[took:]
 	}
-	return done, nil
+	return done, useless, nil
 }
 
+// A fate is what becomes of an entry at a relay.
+type fate int
+
+const (
+	stays fate = iota
+	gone       // it is of no more use there
+	waste      // and never was: it says nothing to this user, or said it before
+)
+
 // takeEntry opens what was left in a queue, and commits all that follows from it.
-// gone says that it is of no more use at the relay. The error is one of the
-// store, or errHold: it is shown again.
-func (n *Node) takeEntry(tx *store.Tx, t identity.Transport, e client.Entry) (gone bool, err error) {
+// The error is one of the store, or errHold: it is shown again.
+func (n *Node) takeEntry(tx *store.Tx, t identity.Transport, e client.Entry) (fate, error) {
 	q, err := store.OwnQueues.Get(tx, store.OwnQueueKey(t, e.Queue))
 	if errors.Is(err, store.ErrNotFound) {
-		return true, nil // the queue was given up
+		return gone, nil // the queue was given up
 	}
 	if err != nil {
-		return false, err
+		return stays, err
 	}
 	now := n.cfg.Now()
 	sealed, err := n.sessions.OpenSealed(tx, now, e.Queue, e.Blob)
 	switch {
 	case errors.Is(err, envelope.ErrSealed), errors.Is(err, session.ErrSeenSealed):
-		return true, nil
+		return waste, nil
 	case err != nil:
-		return false, err
+		return stays, err
 	}
 	from := sealed.Manifest.Account
 	if len(q.Contact) > 0 && !slices.Equal(q.Contact, from[:]) {
-		return true, nil // the queue was for somebody else
+		return gone, nil // the queue was for somebody else
 	}
 	inside, err := envelope.ParseRelayed(sealed.Envelope)
 	if err != nil {
-		return true, nil //nolint:nilerr // it is from a broken peer, and answered with nothing
+		return gone, nil //nolint:nilerr // it is from a broken peer, and answered with nothing
 	}
 	if inside.Error != nil {
-		return true, n.takeError(tx, now, from, inside.Error)
+		return gone, n.takeError(tx, now, from, inside.Error)
 	}
 	if _, _, err := n.receive(tx, way{sealed: &sealed}, sealed.Envelope); err != nil {
-		return false, err
+		return stays, err
 	}
-	return true, nil
+	return gone, nil
 }
 
 // takeError acts on a decryption error that came through a relay (SPEC §8.3).

@@ -58,8 +58,10 @@ type ReaderConfig struct {
 	// Take commits what can be taken of entries, and returns those that may be
 	// deleted: they were committed, now or before, or cannot be opened. Others are
 	// shown again on the next stream. What it returns with an error is deleted too;
-	// the error ends the stream. Its duration delays what comes after. Required.
-	Take func(ctx context.Context, entries []Entry) (done []Entry, err error)
+	// the error ends the stream. useless is how many of them were of no use, since
+	// they cannot be opened or were taken before: a relay that brings nothing else
+	// is asked less often. Its duration delays what comes after. Required.
+	Take func(ctx context.Context, entries []Entry) (done []Entry, useless int, err error)
 
 	// Dialer opens the streams.
 	Dialer Dialer
@@ -143,6 +145,7 @@ type Status struct {
 	Left      int       // queues that are one stream's too many, and are not read
 	LastPoll  time.Time // when a poll was last answered; zero: never
 	NextTry   time.Time // when it dials again; zero while it dials or is connected
+	Useless   int       // entries of no use since the last one that was of some
 }
 
 // NewReader returns a reader. It does nothing until [Reader.Run].
@@ -394,14 +397,19 @@ func (s *session) step(ctx context.Context) error {
 	}
 	s.note(func(st *Status) { st.LastPoll, st.LastError, st.Info = s.cfg.Now(), nil, s.conn.Info() })
 	if n := len(page.Entries); n > 0 {
-		done, err := s.cfg.Take(ctx, page.Entries)
+		done, useless, err := s.cfg.Take(ctx, page.Entries)
 		s.owed = append(s.owed, done...)
+		s.note(func(st *Status) {
+			if st.Useless += useless; len(done) > useless {
+				st.Useless = 0
+			}
+		})
 		s.after = page.Entries[n-1].ID
 		if err != nil {
 			_ = s.delete(ctx) // if it fails they are shown again
 			return fmt.Errorf("taking entries: %w", err)
 		}
-		if len(done) > 0 {
+		if len(done) > useless {
 			s.hasty = 0
 			return s.delete(ctx)
 		}

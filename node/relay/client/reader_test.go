@@ -25,14 +25,15 @@ type user struct {
 	hosts *noted
 	stop  func()
 
-	mu     sync.Mutex
-	places []*place
-	leave  bool  // what comes is left where it is
-	fail   error // of Take
-	sulk   error // of Tend
-	taken  []Entry
-	takes  int
-	tends  []time.Time
+	mu      sync.Mutex
+	places  []*place
+	leave   bool  // what comes is left where it is
+	fail    error // of Take
+	sulk    error // of Tend
+	taken   []Entry
+	useless bool // what comes is of no use
+	takes   int
+	tends   []time.Time
 }
 
 func (l *lab) user(site, places int, change func(*ReaderConfig)) *user {
@@ -99,15 +100,18 @@ func (u *user) tend(ctx context.Context, c *Conn) error {
 	return u.sulk
 }
 
-func (u *user) take(_ context.Context, es []Entry) ([]Entry, error) {
+func (u *user) take(_ context.Context, es []Entry) (done []Entry, useless int, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.takes++
 	if u.leave {
-		return nil, u.fail
+		return nil, 0, u.fail
+	}
+	if u.useless {
+		return es, len(es), u.fail
 	}
 	u.taken = append(u.taken, es...)
-	return es, u.fail
+	return es, 0, u.fail
 }
 
 func (u *user) wantTaken(want [][]byte) {
@@ -435,6 +439,15 @@ func TestReaderIsNotKeptBusy(t *testing.T) {
 				}},
 			})
 		},
+		"brings what is of no use": func(s libnet.Stream) bool {
+			id++
+			return say(s, &wire.RelayAnswer{
+				Status: wire.RelayStatus_RELAY_STATUS_OK,
+				Result: &wire.RelayAnswer_Entries{Entries: &wire.RelayEntries{
+					Entries: []*wire.RelayEntry{{Queue: only.id[:], Id: id, Blob: []byte{2}}}, More: true,
+				}},
+			})
+		},
 		"is busy":    func(s libnet.Stream) bool { return sayStatus(s, wire.RelayStatus_RELAY_STATUS_BUSY) },
 		"refuses":    func(s libnet.Stream) bool { return sayStatus(s, wire.RelayStatus_RELAY_STATUS_REFUSED) },
 		"hangs up":   func(libnet.Stream) bool { return false },
@@ -453,12 +466,18 @@ func TestReaderIsNotKeptBusy(t *testing.T) {
 						return sayInfo(s)
 					case req.GetClaim() != nil:
 						return say(s, known)
+					case req.GetDelete() != nil:
+						return sayStatus(s, wire.RelayStatus_RELAY_STATUS_OK)
 					}
 					return poll(s)
 				})
 				u := l.user(1, 0, nil)
-				u.do(func() { u.leave, u.places = true, []*place{only} })
+				useless := what == "brings what is of no use"
+				u.do(func() { u.leave, u.useless, u.places = !useless, useless, []*place{only} })
 				pass(2 * time.Hour)
+				if n := u.Status().Useless; useless != (n > 10) {
+					l.Errorf("the status tells of %d useless entries", n)
+				}
 				mu.Lock()
 				n := requests
 				mu.Unlock()
