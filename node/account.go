@@ -155,3 +155,14 @@ func (n *Node) profile(tx *store.Tx, row *store.Self, contact []byte) (identity.
 	p.Mail, err = n.mailFor(tx, contact, allOf)
 	return p, err
 }
+
+// newProfile is profile for being told: its version is above that of all others.
+func (n *Node) newProfile(tx *store.Tx, row *store.Self, contact []byte) (identity.Profile, error) {
+	p, err := n.profile(tx, row, contact)
+	if err != nil {
+		return p, err
+	}
+	row.ProfileVersion = max(uint64(n.cfg.Now().UnixMilli()), row.ProfileVersion+1)
+	p.Version = row.ProfileVersion
+	return p, store.Selves.Put(tx, store.SelfKey(), row)
+}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -439,11 +440,17 @@ func (n *Node) rename(tx *store.Tx, c *store.Contact, name string, own bool) err
 func saveContact(tx *store.Tx, c *store.Contact) error { return store.Contacts.Put(tx, c.Account, c) }
 
 // learn takes over what a contact says about itself inside a session: newer
-// manifest, profile name, lookup secret and endpoints.
+// manifest, profile name, lookup secret, endpoints and mailboxes. What is older
+// than what is known changes nothing (SPEC §4.5): relays bring it in any order.
 func (n *Node) learn(tx *store.Tx, c *store.Contact, manifest []byte, p identity.Profile) error {
-	if err := n.learnManifest(tx, c, manifest); err != nil {
+	generation, err := n.learnManifest(tx, c, manifest)
+	if err != nil {
 		return err
 	}
+	if cmp.Or(cmp.Compare(generation, c.ProfileGeneration), cmp.Compare(p.Version, c.ProfileVersion)) < 0 {
+		return saveContact(tx, c)
+	}
+	c.ProfileGeneration, c.ProfileVersion = generation, p.Version
 	c.LookupSecret = slices.Clone(p.Lookup[:])
 	c.Endpoints = nil
 	for _, e := range p.Endpoints {
@@ -464,31 +471,32 @@ func (n *Node) learn(tx *store.Tx, c *store.Contact, manifest []byte, p identity
 }
 
 // learnManifest takes a newer manifest of a contact. A device that was not in
-// the last one is announced; for a verified contact it holds sending.
-func (n *Node) learnManifest(tx *store.Tx, c *store.Contact, signed []byte) error {
+// the last one is announced; for a verified contact it holds sending. It returns
+// the manifest's generation, 0 if it does not hold.
+func (n *Node) learnManifest(tx *store.Tx, c *store.Contact, signed []byte) (generation uint64, err error) {
 	now := n.cfg.Now()
 	fresh, err := identity.OpenManifest(signed, accountOf(c), now)
 	if err != nil {
 		n.log.Warn("a contact sent a manifest that does not hold", "err", err)
-		return nil
+		return 0, nil
 	}
 	if c.Manifest == nil {
 		c.Manifest = signed
-		return nil
+		return fresh.Generation, nil
 	}
 	forever := now.Add(100 * 365 * 24 * time.Hour) // what is kept was in time when it came
 	known, err := identity.OpenManifest(c.Manifest, accountOf(c), forever)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	held := known
 	if len(c.HeldManifest) > 0 {
 		if held, err = identity.OpenManifest(c.HeldManifest, accountOf(c), forever); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if fresh.Generation <= max(known.Generation, held.Generation) {
-		return nil
+		return fresh.Generation, nil
 	}
 	unknown := func(m identity.Manifest) bool {
 		return slices.ContainsFunc(fresh.Devices, func(d identity.DeviceEntry) bool {
@@ -499,16 +507,16 @@ func (n *Node) learnManifest(tx *store.Tx, c *store.Contact, signed []byte) erro
 	switch {
 	case !unknown(known):
 		c.Manifest, c.HeldManifest = signed, nil
-		return nil
+		return fresh.Generation, nil
 	case c.Verified && advance(c, evNewDevice) || c.State == store.Contact_HELD:
 		c.HeldManifest = signed
 		if !unknown(held) {
-			return nil // the user was told of it
+			return fresh.Generation, nil // the user was told of it
 		}
-		return n.notice(tx, c, c.Name+" set up a new device; sending waits for you")
+		return fresh.Generation, n.notice(tx, c, c.Name+" set up a new device; sending waits for you")
 	}
 	c.Manifest = signed
-	return n.notice(tx, c, c.Name+" set up a new device")
+	return fresh.Generation, n.notice(tx, c, c.Name+" set up a new device")
 }
 
 // notice puts a line that nobody wrote into the chat with c, and the journal.
@@ -557,7 +565,7 @@ func (n *Node) news(tx *store.Tx, c *store.Contact) (*envelope.News, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := n.profile(tx, row, c.Account)
+	p, err := n.newProfile(tx, row, c.Account)
 	if err != nil {
 		return nil, err
 	}

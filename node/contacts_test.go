@@ -11,6 +11,7 @@ import (
 
 	"starling/dht/record"
 	"starling/node/store"
+	"starling/protocol"
 	"starling/protocol/envelope"
 	"starling/protocol/identity"
 	"starling/protocol/wire"
@@ -732,6 +733,52 @@ func tokenOf(t testing.TB, link string) identity.Token {
 		t.Fatal(err)
 	}
 	return l.Token
+}
+
+// Relays bring news late and in any order.
+func TestOlderProfileChangesNothing(t *testing.T) {
+	w := newWorld(t)
+	a, u := w.person("Ada"), w.puppet("Bo")
+	c := w.caller(nil)
+	c.dial(w, a)
+	link := a.invite(false)
+	token := tokenOf(t, link)
+	u.profile.Version, u.profile.Lookup = 5, identity.LookupSecret{5}
+	u.begin(a, c.bundles(w, a, link), &token, nil)
+	w.wantStatus(c.deliver(w, a, u.text(a, "hello")), wire.Status_STATUS_DELIVERED)
+	for _, news := range []struct {
+		generation, version uint64
+		lookup, want        byte
+	}{
+		{1, 7, 7, 7},
+		{1, 6, 6, 7},
+		{1, 7, 8, 8}, // told twice
+		{2, 1, 9, 9}, // a store that was lost and made again
+		{1, 10, 10, 9},
+		{2, 2, 11, 11},
+	} {
+		u.sign(news.generation, u.entry())
+		u.profile.Version, u.profile.Lookup = news.version, identity.LookupSecret{news.lookup}
+		u.profile.Mail = &wire.Mail{Mailboxes: [][]byte{{news.lookup}}}
+		w.wantStatus(c.deliver(w, a, u.seal(a, envelope.Content{News: u.news()})), wire.Status_STATUS_DELIVERED)
+		err := a.store.View(func(tx *store.Tx) error {
+			row, err := store.Contacts.Get(tx, store.ContactKey(u.id()))
+			if err != nil {
+				return err
+			}
+			var mail wire.Mail
+			if err := wire.Parse(row.Mail, protocol.MaxFrame, &mail); err != nil {
+				return err
+			}
+			if got := row.LookupSecret[0]; got != news.want || !slices.Equal(mail.Mailboxes[0], []byte{got}) {
+				t.Errorf("after %+v the lookup secret is %d and the mailbox %x", news, got, mail.Mailboxes[0])
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // A device that was withdrawn while it waited for the user is not accepted by

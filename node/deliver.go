@@ -169,6 +169,7 @@ func (n *Node) prepareAway(ctx context.Context, a identity.Account) error {
 	if err != nil {
 		return err
 	}
+	n.awaitQueues(ctx, a)
 	var last error
 	for _, answer := range answers {
 		for _, box := range mail.Mailboxes {
@@ -304,7 +305,7 @@ func (n *Node) startSession(a identity.Account, answer *wire.PreKeyAnswer) error
 		if err != nil {
 			return err
 		}
-		if err := n.learnManifest(tx, c, signed); err != nil {
+		if _, err := n.learnManifest(tx, c, signed); err != nil {
 			return err
 		}
 		if err := saveContact(tx, c); err != nil {
@@ -320,7 +321,7 @@ func (n *Node) startSession(a identity.Account, answer *wire.PreKeyAnswer) error
 		if err != nil {
 			return err
 		}
-		profile, err := n.profile(tx, me, c.Account)
+		profile, err := n.newProfile(tx, me, c.Account)
 		if err != nil {
 			return err
 		}

@@ -317,7 +317,7 @@ func (n *Node) found(a identity.Account, body record.Body) error {
 			return nil
 		}
 		c.RecordGeneration, c.RecordDay, c.RecordSeq = v.Generation, v.Day, v.Seq
-		if err := n.learnManifest(tx, c, body.ManifestBytes); err != nil {
+		if _, err := n.learnManifest(tx, c, body.ManifestBytes); err != nil {
 			return err
 		}
 		n.learnEndpoints(tx, c, body.Endpoints)

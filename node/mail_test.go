@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -136,17 +137,26 @@ func (p *person) uses(vs ...*volunteer) {
 // knows waits until a contact's mailboxes are known.
 func (p *person) knows(q *person, mailboxes int) {
 	p.w.Helper()
-	p.w.eventually("mailboxes of "+q.name, func() bool {
-		n := 0
-		err := p.store.View(func(tx *store.Tx) error {
-			c, err := store.Contacts.Get(tx, store.ContactKey(q.id))
-			if err == nil {
-				n = len(openMail(c.Mail, true).Mailboxes)
-			}
-			return err
-		})
-		return err == nil && n == mailboxes
+	p.w.eventually("mailboxes of "+q.name, func() bool { return p.mailboxesOf(q) == mailboxes })
+}
+
+// mailboxesOf counts those that are known.
+func (p *person) mailboxesOf(q *person) (n int) {
+	p.w.Helper()
+	err := p.store.View(func(tx *store.Tx) error {
+		c, err := store.Contacts.Get(tx, store.ContactKey(q.id))
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if err == nil {
+			n = len(openMail(c.Mail, true).Mailboxes)
+		}
+		return err
 	})
+	if err != nil {
+		p.w.Fatal(err)
+	}
+	return n
 }
 
 // stored waits until a message is at so many relays.
@@ -395,6 +405,9 @@ func TestFirstContactWhileAway(t *testing.T) {
 				}
 			}
 			b.until(textOf("Ada", "we have not met"))
+			if n := b.mailboxesOf(a); n != 2 {
+				t.Errorf("the first message named %d relays", n)
+			}
 			b.told(a, 2)
 			b.stop()
 

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -126,6 +127,58 @@ func (n *Node) mailFor(tx *store.Tx, contact []byte, some func(sealing [][]byte)
 		m.Sealing = some(sealing)
 	}
 	return m.Wire(len(contact) > 0)
+}
+
+// makeTime is how long a first message waits for the relays to make the queues
+// that it names.
+const makeTime = 10 * time.Second
+
+// awaitQueues waits until every relay that answers has made the queue of a
+// contact, for makeTime at most. What a first message names is where answers are
+// left: news of further queues is on the session that it opens, and as long as
+// nobody has answered is too long for a contact box. So whoever named one relay
+// only would hear nothing if that one were lost.
+func (n *Node) awaitQueues(ctx context.Context, a identity.Account) {
+	ctx, cancel := context.WithTimeout(ctx, makeTime)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		made, err := n.queuesMade(a)
+		if made || err != nil {
+			return // the store says the same to whoever goes on
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// queuesMade reports whether every relay in use has made the queue of a contact,
+// or has failed to.
+func (n *Node) queuesMade(a identity.Account) (all bool, err error) {
+	all = true
+	err = n.store.View(func(tx *store.Tx) error {
+		for r, err := range store.OwnRelays.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			st, reads := n.readers.status(r.Key.Relay())
+			failed := reads && (st.TendError != nil || st.LastError != nil && !st.Connected)
+			if !inUse(r.Value) || failed {
+				continue
+			}
+			q, _, err := ownQueue(tx, r.Key.Relay(), a[:])
+			if err != nil {
+				return err
+			}
+			all = all && q != nil && q.Expires != 0
+		}
+		return nil
+	})
+	return all, err
 }
 
 // ownQueue returns the queue of a contact at a relay, or the contact box, and

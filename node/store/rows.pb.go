@@ -152,18 +152,19 @@ func (Entry_State) EnumDescriptor() ([]byte, []int) {
 
 // Self is this account and device; one row.
 type Self struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AccountSecret []byte                 `protobuf:"bytes,1,opt,name=account_secret,json=accountSecret,proto3" json:"account_secret,omitempty"`
-	DeviceSeed    []byte                 `protobuf:"bytes,2,opt,name=device_seed,json=deviceSeed,proto3" json:"device_seed,omitempty"`
-	DhSeed        []byte                 `protobuf:"bytes,3,opt,name=dh_seed,json=dhSeed,proto3" json:"dh_seed,omitempty"`
-	TransportSeed []byte                 `protobuf:"bytes,4,opt,name=transport_seed,json=transportSeed,proto3" json:"transport_seed,omitempty"`
-	LookupSecret  []byte                 `protobuf:"bytes,5,opt,name=lookup_secret,json=lookupSecret,proto3" json:"lookup_secret,omitempty"`
-	Name          string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
-	Manifest      []byte                 `protobuf:"bytes,7,opt,name=manifest,proto3" json:"manifest,omitempty"` // wire.Signed
-	Created       int64                  `protobuf:"varint,9,opt,name=created,proto3" json:"created,omitempty"`
-	Generation    uint64                 `protobuf:"varint,10,opt,name=generation,proto3" json:"generation,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	AccountSecret  []byte                 `protobuf:"bytes,1,opt,name=account_secret,json=accountSecret,proto3" json:"account_secret,omitempty"`
+	DeviceSeed     []byte                 `protobuf:"bytes,2,opt,name=device_seed,json=deviceSeed,proto3" json:"device_seed,omitempty"`
+	DhSeed         []byte                 `protobuf:"bytes,3,opt,name=dh_seed,json=dhSeed,proto3" json:"dh_seed,omitempty"`
+	TransportSeed  []byte                 `protobuf:"bytes,4,opt,name=transport_seed,json=transportSeed,proto3" json:"transport_seed,omitempty"`
+	LookupSecret   []byte                 `protobuf:"bytes,5,opt,name=lookup_secret,json=lookupSecret,proto3" json:"lookup_secret,omitempty"`
+	Name           string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
+	Manifest       []byte                 `protobuf:"bytes,7,opt,name=manifest,proto3" json:"manifest,omitempty"` // wire.Signed
+	Created        int64                  `protobuf:"varint,9,opt,name=created,proto3" json:"created,omitempty"`
+	Generation     uint64                 `protobuf:"varint,10,opt,name=generation,proto3" json:"generation,omitempty"`
+	ProfileVersion uint64                 `protobuf:"varint,11,opt,name=profile_version,json=profileVersion,proto3" json:"profile_version,omitempty"` // highest given to a profile
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Self) Reset() {
@@ -255,6 +256,13 @@ func (x *Self) GetCreated() int64 {
 func (x *Self) GetGeneration() uint64 {
 	if x != nil {
 		return x.Generation
+	}
+	return 0
+}
+
+func (x *Self) GetProfileVersion() uint64 {
+	if x != nil {
+		return x.ProfileVersion
 	}
 	return 0
 }
@@ -813,42 +821,44 @@ func (x *Skipped) GetDies() int64 {
 
 // Contact is a person as this user knows them; the key is their account.
 type Contact struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Account          []byte                 `protobuf:"bytes,1,opt,name=account,proto3" json:"account,omitempty"`
-	Name             string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	ProfileName      string                 `protobuf:"bytes,3,opt,name=profile_name,json=profileName,proto3" json:"profile_name,omitempty"`
-	State            Contact_State          `protobuf:"varint,4,opt,name=state,proto3,enum=starling.store.v1.Contact_State" json:"state,omitempty"`
-	LookupSecret     []byte                 `protobuf:"bytes,5,opt,name=lookup_secret,json=lookupSecret,proto3" json:"lookup_secret,omitempty"`
-	Manifest         []byte                 `protobuf:"bytes,6,opt,name=manifest,proto3" json:"manifest,omitempty"` // wire.Signed, newest accepted
-	Endpoints        []*Endpoint            `protobuf:"bytes,7,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Token            []byte                 `protobuf:"bytes,8,opt,name=token,proto3" json:"token,omitempty"`                  // of the link, until used
-	OneUse           bool                   `protobuf:"varint,9,opt,name=one_use,json=oneUse,proto3" json:"one_use,omitempty"` // the link admits its bearer at once
-	Verified         bool                   `protobuf:"varint,10,opt,name=verified,proto3" json:"verified,omitempty"`
-	Added            int64                  `protobuf:"varint,11,opt,name=added,proto3" json:"added,omitempty"`
-	LastSeen         int64                  `protobuf:"varint,12,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
-	Seq              uint64                 `protobuf:"varint,13,opt,name=seq,proto3" json:"seq,omitempty"`                                                   // last content seq sent
-	RecordGeneration uint64                 `protobuf:"varint,14,opt,name=record_generation,json=recordGeneration,proto3" json:"record_generation,omitempty"` // high-water mark of the record: generation,
-	RecordDay        uint32                 `protobuf:"varint,15,opt,name=record_day,json=recordDay,proto3" json:"record_day,omitempty"`                      // day,
-	RecordSeq        uint64                 `protobuf:"varint,16,opt,name=record_seq,json=recordSeq,proto3" json:"record_seq,omitempty"`                      // seq
-	NewAccount       []byte                 `protobuf:"bytes,17,opt,name=new_account,json=newAccount,proto3" json:"new_account,omitempty"`                    // with KEY_CHANGED
-	NewLink          string                 `protobuf:"bytes,18,opt,name=new_link,json=newLink,proto3" json:"new_link,omitempty"`
-	Renewed          int64                  `protobuf:"varint,19,opt,name=renewed,proto3" json:"renewed,omitempty"`                // last time they made us renew a session
-	Renew            bool                   `protobuf:"varint,20,opt,name=renew,proto3" json:"renew,omitempty"`                    // the next send opens a fresh session
-	Replaces         []byte                 `protobuf:"bytes,21,opt,name=replaces,proto3" json:"replaces,omitempty"`               // session the fresh one replaces
-	Read             string                 `protobuf:"bytes,22,opt,name=read,proto3" json:"read,omitempty"`                       // newest content ID the user has read, hex
-	PeerSeq          uint64                 `protobuf:"varint,23,opt,name=peer_seq,json=peerSeq,proto3" json:"peer_seq,omitempty"` // highest content seq received
-	Unread           uint32                 `protobuf:"varint,24,opt,name=unread,proto3" json:"unread,omitempty"`
-	HeldManifest     []byte                 `protobuf:"bytes,25,opt,name=held_manifest,json=heldManifest,proto3" json:"held_manifest,omitempty"`       // with HELD: the manifest that waits for the user
-	Before           Contact_State          `protobuf:"varint,26,opt,name=before,proto3,enum=starling.store.v1.Contact_State" json:"before,omitempty"` // state to return to after HELD, KEY_CHANGED or BLOCKED
-	ProfileSent      []byte                 `protobuf:"bytes,27,opt,name=profile_sent,json=profileSent,proto3" json:"profile_sent,omitempty"`          // hash of the profile they last acknowledged
-	Suspected        int64                  `protobuf:"varint,30,opt,name=suspected,proto3" json:"suspected,omitempty"`                                // last time we renewed a session because they kept dropping
-	Hints            []*Endpoint            `protobuf:"bytes,28,rep,name=hints,proto3" json:"hints,omitempty"`                                         // of the link: nodes that can serve their record
-	OwnName          bool                   `protobuf:"varint,29,opt,name=own_name,json=ownName,proto3" json:"own_name,omitempty"`                     // the user chose the name: their profile does not change it
-	Mail             []byte                 `protobuf:"bytes,31,opt,name=mail,proto3" json:"mail,omitempty"`                                           // wire.Mail of their profile: queues for this user alone, and sealing keys
-	Boxes            []byte                 `protobuf:"bytes,32,opt,name=boxes,proto3" json:"boxes,omitempty"`                                         // wire.Mail of their newest record: contact boxes, and sealing keys
-	Gaps             []*Gap                 `protobuf:"bytes,33,rep,name=gaps,proto3" json:"gaps,omitempty"`                                           // content seqs up to peer_seq that did not come, ascending, until the user is told; few
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Account           []byte                 `protobuf:"bytes,1,opt,name=account,proto3" json:"account,omitempty"`
+	Name              string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	ProfileName       string                 `protobuf:"bytes,3,opt,name=profile_name,json=profileName,proto3" json:"profile_name,omitempty"`
+	State             Contact_State          `protobuf:"varint,4,opt,name=state,proto3,enum=starling.store.v1.Contact_State" json:"state,omitempty"`
+	LookupSecret      []byte                 `protobuf:"bytes,5,opt,name=lookup_secret,json=lookupSecret,proto3" json:"lookup_secret,omitempty"`
+	Manifest          []byte                 `protobuf:"bytes,6,opt,name=manifest,proto3" json:"manifest,omitempty"` // wire.Signed, newest accepted
+	Endpoints         []*Endpoint            `protobuf:"bytes,7,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Token             []byte                 `protobuf:"bytes,8,opt,name=token,proto3" json:"token,omitempty"`                  // of the link, until used
+	OneUse            bool                   `protobuf:"varint,9,opt,name=one_use,json=oneUse,proto3" json:"one_use,omitempty"` // the link admits its bearer at once
+	Verified          bool                   `protobuf:"varint,10,opt,name=verified,proto3" json:"verified,omitempty"`
+	Added             int64                  `protobuf:"varint,11,opt,name=added,proto3" json:"added,omitempty"`
+	LastSeen          int64                  `protobuf:"varint,12,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	Seq               uint64                 `protobuf:"varint,13,opt,name=seq,proto3" json:"seq,omitempty"`                                                   // last content seq sent
+	RecordGeneration  uint64                 `protobuf:"varint,14,opt,name=record_generation,json=recordGeneration,proto3" json:"record_generation,omitempty"` // high-water mark of the record: generation,
+	RecordDay         uint32                 `protobuf:"varint,15,opt,name=record_day,json=recordDay,proto3" json:"record_day,omitempty"`                      // day,
+	RecordSeq         uint64                 `protobuf:"varint,16,opt,name=record_seq,json=recordSeq,proto3" json:"record_seq,omitempty"`                      // seq
+	NewAccount        []byte                 `protobuf:"bytes,17,opt,name=new_account,json=newAccount,proto3" json:"new_account,omitempty"`                    // with KEY_CHANGED
+	NewLink           string                 `protobuf:"bytes,18,opt,name=new_link,json=newLink,proto3" json:"new_link,omitempty"`
+	Renewed           int64                  `protobuf:"varint,19,opt,name=renewed,proto3" json:"renewed,omitempty"`                // last time they made us renew a session
+	Renew             bool                   `protobuf:"varint,20,opt,name=renew,proto3" json:"renew,omitempty"`                    // the next send opens a fresh session
+	Replaces          []byte                 `protobuf:"bytes,21,opt,name=replaces,proto3" json:"replaces,omitempty"`               // session the fresh one replaces
+	Read              string                 `protobuf:"bytes,22,opt,name=read,proto3" json:"read,omitempty"`                       // newest content ID the user has read, hex
+	PeerSeq           uint64                 `protobuf:"varint,23,opt,name=peer_seq,json=peerSeq,proto3" json:"peer_seq,omitempty"` // highest content seq received
+	Unread            uint32                 `protobuf:"varint,24,opt,name=unread,proto3" json:"unread,omitempty"`
+	HeldManifest      []byte                 `protobuf:"bytes,25,opt,name=held_manifest,json=heldManifest,proto3" json:"held_manifest,omitempty"`                 // with HELD: the manifest that waits for the user
+	Before            Contact_State          `protobuf:"varint,26,opt,name=before,proto3,enum=starling.store.v1.Contact_State" json:"before,omitempty"`           // state to return to after HELD, KEY_CHANGED or BLOCKED
+	ProfileSent       []byte                 `protobuf:"bytes,27,opt,name=profile_sent,json=profileSent,proto3" json:"profile_sent,omitempty"`                    // hash of the profile they last acknowledged
+	Suspected         int64                  `protobuf:"varint,30,opt,name=suspected,proto3" json:"suspected,omitempty"`                                          // last time we renewed a session because they kept dropping
+	Hints             []*Endpoint            `protobuf:"bytes,28,rep,name=hints,proto3" json:"hints,omitempty"`                                                   // of the link: nodes that can serve their record
+	OwnName           bool                   `protobuf:"varint,29,opt,name=own_name,json=ownName,proto3" json:"own_name,omitempty"`                               // the user chose the name: their profile does not change it
+	Mail              []byte                 `protobuf:"bytes,31,opt,name=mail,proto3" json:"mail,omitempty"`                                                     // wire.Mail of their profile: queues for this user alone, and sealing keys
+	Boxes             []byte                 `protobuf:"bytes,32,opt,name=boxes,proto3" json:"boxes,omitempty"`                                                   // wire.Mail of their newest record: contact boxes, and sealing keys
+	Gaps              []*Gap                 `protobuf:"bytes,33,rep,name=gaps,proto3" json:"gaps,omitempty"`                                                     // content seqs up to peer_seq that did not come, ascending, until the user is told; few
+	ProfileVersion    uint64                 `protobuf:"varint,34,opt,name=profile_version,json=profileVersion,proto3" json:"profile_version,omitempty"`          // of the newest profile known,
+	ProfileGeneration uint64                 `protobuf:"varint,35,opt,name=profile_generation,json=profileGeneration,proto3" json:"profile_generation,omitempty"` // and of the manifest beside it
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Contact) Reset() {
@@ -1110,6 +1120,20 @@ func (x *Contact) GetGaps() []*Gap {
 		return x.Gaps
 	}
 	return nil
+}
+
+func (x *Contact) GetProfileVersion() uint64 {
+	if x != nil {
+		return x.ProfileVersion
+	}
+	return 0
+}
+
+func (x *Contact) GetProfileGeneration() uint64 {
+	if x != nil {
+		return x.ProfileGeneration
+	}
+	return 0
 }
 
 // Gap is a range of a contact's contents of which a later one came, and none of
@@ -3011,7 +3035,7 @@ var File_rows_proto protoreflect.FileDescriptor
 const file_rows_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"rows.proto\x12\x11starling.store.v1\"\xa3\x02\n" +
+	"rows.proto\x12\x11starling.store.v1\"\xcc\x02\n" +
 	"\x04Self\x12%\n" +
 	"\x0eaccount_secret\x18\x01 \x01(\fR\raccountSecret\x12\x1f\n" +
 	"\vdevice_seed\x18\x02 \x01(\fR\n" +
@@ -3025,7 +3049,8 @@ const file_rows_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\n" +
 	" \x01(\x04R\n" +
-	"generationJ\x04\b\b\x10\t\"\x82\x01\n" +
+	"generation\x12'\n" +
+	"\x0fprofile_version\x18\v \x01(\x04R\x0eprofileVersionJ\x04\b\b\x10\t\"\x82\x01\n" +
 	"\x06PreKey\x12\x1f\n" +
 	"\vx25519_seed\x18\x01 \x01(\fR\n" +
 	"x25519Seed\x12\x19\n" +
@@ -3073,7 +3098,7 @@ const file_rows_proto_rawDesc = "" +
 	"\x05stale\x18\f \x01(\x03R\x05stale\"/\n" +
 	"\aSkipped\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x12\n" +
-	"\x04dies\x18\x02 \x01(\x03R\x04dies\"\x95\t\n" +
+	"\x04dies\x18\x02 \x01(\x03R\x04dies\"\xed\t\n" +
 	"\aContact\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -3111,7 +3136,9 @@ const file_rows_proto_rawDesc = "" +
 	"\bown_name\x18\x1d \x01(\bR\aownName\x12\x12\n" +
 	"\x04mail\x18\x1f \x01(\fR\x04mail\x12\x14\n" +
 	"\x05boxes\x18  \x01(\fR\x05boxes\x12*\n" +
-	"\x04gaps\x18! \x03(\v2\x16.starling.store.v1.GapR\x04gaps\"w\n" +
+	"\x04gaps\x18! \x03(\v2\x16.starling.store.v1.GapR\x04gaps\x12'\n" +
+	"\x0fprofile_version\x18\" \x01(\x04R\x0eprofileVersion\x12-\n" +
+	"\x12profile_generation\x18# \x01(\x04R\x11profileGeneration\"w\n" +
 	"\x05State\x12\x0f\n" +
 	"\vUNSPECIFIED\x10\x00\x12\v\n" +
 	"\aPENDING\x10\x01\x12\r\n" +

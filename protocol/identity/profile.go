@@ -30,6 +30,11 @@ type Profile struct {
 	// opaque here: relay.OpenMail reads it. Nil says nothing: what was told
 	// before still holds.
 	Mail *wire.Mail
+
+	// Version orders the profiles of an account: messages arrive in any order, and
+	// an older profile replaces no newer one. By convention it is the time in ms
+	// since 1970 at which the profile was made.
+	Version uint64
 }
 
 // LogValue keeps the capabilities in Mail, and names, out of logs.
@@ -73,7 +78,7 @@ func deceptive(r rune) bool {
 
 // Wire returns the profile's message.
 func (p Profile) Wire() *wire.Profile {
-	return &wire.Profile{Name: p.Name, LookupSecret: p.Lookup[:], Endpoints: EndpointsWire(p.Endpoints), Mail: p.Mail}
+	return &wire.Profile{Name: p.Name, LookupSecret: p.Lookup[:], Endpoints: EndpointsWire(p.Endpoints), Mail: p.Mail, Version: p.Version}
 }
 
 // ProfileFromWire returns the profile that w holds. Any error means that w is
@@ -84,7 +89,7 @@ func ProfileFromWire(w *wire.Profile) (Profile, error) {
 	if err != nil {
 		return Profile{}, fmt.Errorf("reading a profile: %w", err)
 	}
-	p := Profile{Name: name}
+	p := Profile{Name: name, Version: w.GetVersion()}
 	if len(w.GetLookupSecret()) != LookupSize {
 		return Profile{}, fmt.Errorf("reading a profile: the lookup secret has %d bytes, want %d", len(w.GetLookupSecret()), LookupSize)
 	}

@@ -27,6 +27,7 @@ func testProfile() Profile {
 			Mailboxes: [][]byte{{1, 2, 3}, {4}},
 			Sealing:   []*wire.Signed{{Body: []byte{5}, Signature: make([]byte, SignatureSize)}},
 		},
+		Version: 7,
 	}
 }
 

@@ -772,7 +772,8 @@ type Profile struct {
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	LookupSecret  []byte                 `protobuf:"bytes,2,opt,name=lookup_secret,json=lookupSecret,proto3" json:"lookup_secret,omitempty"` // 16 bytes
 	Endpoints     []*Endpoint            `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Mail          *Mail                  `protobuf:"bytes,6,opt,name=mail,proto3" json:"mail,omitempty"` // absent: what the recipient knows of it still holds
+	Mail          *Mail                  `protobuf:"bytes,6,opt,name=mail,proto3" json:"mail,omitempty"`        // absent: what the recipient knows of it still holds
+	Version       uint64                 `protobuf:"varint,7,opt,name=version,proto3" json:"version,omitempty"` // of the later of two profiles of an account, the higher
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -833,6 +834,13 @@ func (x *Profile) GetMail() *Mail {
 		return x.Mail
 	}
 	return nil
+}
+
+func (x *Profile) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 // Mail is where one who is away takes messages, and what to seal them to
@@ -4764,12 +4772,13 @@ const file_wire_proto_rawDesc = "" +
 	"sender_tag\x18\x03 \x01(\fR\tsenderTag\x123\n" +
 	"\aprofile\x18\x04 \x01(\v2\x19.starling.wire.v1.ProfileR\aprofile\x12\x19\n" +
 	"\btoken_id\x18\x05 \x01(\fR\atokenId\x12\x1b\n" +
-	"\ttoken_mac\x18\x06 \x01(\fR\btokenMac\"\xb4\x01\n" +
+	"\ttoken_mac\x18\x06 \x01(\fR\btokenMac\"\xce\x01\n" +
 	"\aProfile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
 	"\rlookup_secret\x18\x02 \x01(\fR\flookupSecret\x128\n" +
 	"\tendpoints\x18\x03 \x03(\v2\x1a.starling.wire.v1.EndpointR\tendpoints\x12*\n" +
-	"\x04mail\x18\x06 \x01(\v2\x16.starling.wire.v1.MailR\x04mailJ\x04\b\x04\x10\x05J\x04\b\x05\x10\x06\"X\n" +
+	"\x04mail\x18\x06 \x01(\v2\x16.starling.wire.v1.MailR\x04mail\x12\x18\n" +
+	"\aversion\x18\a \x01(\x04R\aversionJ\x04\b\x04\x10\x05J\x04\b\x05\x10\x06\"X\n" +
 	"\x04Mail\x12\x1c\n" +
 	"\tmailboxes\x18\x01 \x03(\fR\tmailboxes\x122\n" +
 	"\asealing\x18\x02 \x03(\v2\x18.starling.wire.v1.SignedR\asealing\"E\n" +
