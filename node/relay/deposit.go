@@ -94,8 +94,8 @@ func (c *client) finish() {
 	}
 }
 
-// A deposit is one on its way to the disk, or a repetition of one that is on its
-// way or there: then it has reserved nothing.
+// A deposit is one on its way to the disk, or one that has reserved nothing: a
+// repetition of one that is on its way or there, or one that waits for room.
 type deposit struct {
 	s      *Service
 	q      *queue
@@ -108,7 +108,7 @@ type deposit struct {
 	byWork bool
 	nonce  uint64            // of the work that admits it
 	stamp  [sha256.Size]byte // of that work, or zero
-	first  *deposit          // the same one, on its way; or nil
+	first  *deposit          // on its way, and to be waited for: the same one, or one that takes room; or nil
 	held   uint64            // ID of the entry that it seems to be, or 0
 	ended  chan struct{}     // closed by done; only of one that is not a repetition
 
@@ -181,9 +181,13 @@ func (d *deposit) place() error {
 		}
 	}
 	if err := d.reserveLocked(); err != nil {
+		if d.first = q.latest; d.first != nil && errors.Is(err, quota) {
+			return nil // what is being kept is counted twice: there may be room when that has ended
+		}
 		return err
 	}
 	d.ended = make(chan struct{})
+	q.latest = d
 	s.coming[d.leaf] = d
 	if d.byWork {
 		s.stamps.used[d.stamp] = d.until
@@ -247,8 +251,8 @@ func (s *Service) stampLocked(h [sha256.Size]byte) error {
 }
 
 // reserveLocked keeps room for the deposit, until done. Between the commit of an
-// entry and its done it is counted twice, so that a queue that is almost full
-// may refuse too early, and never too late.
+// entry and its done it is counted twice, so that there seems to be too little
+// room, and never too much.
 func (d *deposit) reserveLocked() error {
 	s, q, n := d.s, d.q, int64(len(d.blob))
 	k := kinds[q.kind]
@@ -281,7 +285,7 @@ func (d *deposit) countLocked(by int) {
 func (d *deposit) keep() (*wire.RelayAnswer, error) {
 	// Not the stream's context: a deposit that has begun is worth ending.
 	ctx := context.Background()
-	for d.ended == nil { // a repetition, as far as anybody knows
+	for d.ended == nil { // a repetition, as far as anybody knows, or there is no room yet
 		if d.first != nil {
 			<-d.first.ended
 		} else if receipt, err := d.again(ctx); err != nil {
@@ -392,6 +396,9 @@ func (d *deposit) done(err error) (gone bool) {
 	d.countLocked(-1)
 	delete(s.coming, d.leaf)
 	close(d.ended)
+	if d.q.latest == d {
+		d.q.latest = nil
+	}
 	if err != nil && d.stamp != ([sha256.Size]byte{}) {
 		delete(s.stamps.used, d.stamp) // it may be used when there is room
 	}

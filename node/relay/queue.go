@@ -21,6 +21,7 @@ type queue struct {
 	messages int   // in the spool, as measured last
 	bytes    int64 // of their blobs
 	inflight amount
+	latest   *deposit // of those, the one that was reserved last; nil once it has ended
 
 	filling, draining pressure // of a contact box: by work
 	readers           []*client

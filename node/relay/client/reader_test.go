@@ -376,7 +376,8 @@ func TestReaderChangesItsKeyEachDay(t *testing.T) {
 		u.stop()
 		mu.Lock()
 		defer mu.Unlock()
-		if len(days) < 7 || len(days) > 8 {
+		// A poll is 22 minutes long here, so that a change may come a day late.
+		if len(days) < 5 || len(days) > 8 {
 			l.Errorf("%d keys in seven days", len(days))
 		}
 		for who, d := range days {
