@@ -249,33 +249,59 @@ func (n *Node) takeEntry(tx *store.Tx, t identity.Transport, e client.Entry) (fa
 	case err != nil:
 		return stays, err
 	}
+	useful, err := n.takeSealed(tx, now, q, &sealed)
+	if err != nil {
+		return stays, err
+	}
+	if useful {
+		return gone, nil
+	}
+	return waste, n.forgetSealed(tx, sealed.Manifest.Account, e.Blob)
+}
+
+// takeSealed takes what was in a sealed envelope. It is not useful if nothing
+// follows from it.
+func (n *Node) takeSealed(tx *store.Tx, now time.Time, q *store.OwnQueue, sealed *envelope.Opened) (useful bool, err error) {
 	from := sealed.Manifest.Account
 	if len(q.Contact) > 0 && !slices.Equal(q.Contact, from[:]) {
-		return gone, nil // the queue was for somebody else
+		return false, nil // the queue was for somebody else
 	}
 	inside, err := envelope.ParseRelayed(sealed.Envelope)
 	if err != nil {
-		return gone, nil //nolint:nilerr // it is from a broken peer, and answered with nothing
+		return false, nil //nolint:nilerr // it is from a broken peer, and answered with nothing
 	}
 	if inside.Error != nil {
-		return gone, n.takeError(tx, now, from, inside.Error)
+		return n.takeError(tx, now, from, inside.Error)
 	}
-	if _, _, err := n.receive(tx, way{sealed: &sealed}, sealed.Envelope); err != nil {
-		return stays, err
-	}
-	return gone, nil
+	outcome, _, err := n.receive(tx, way{sealed: sealed}, sealed.Envelope)
+	return err == nil && outcome.Status != wire.Status_STATUS_DROPPED, err
 }
 
-// takeError acts on a decryption error that came through a relay (SPEC §8.3).
-func (n *Node) takeError(tx *store.Tx, now time.Time, from identity.Account, e *wire.DecryptionError) error {
-	if len(e.Envelope) != len(envelope.Hash{}) {
+// forgetSealed takes back the memory of a sealed envelope of which nothing
+// follows, unless it is from a contact: others can make up any number of accounts.
+// Brought again it comes to the same, and [Node.oweError] bounds what is answered.
+func (n *Node) forgetSealed(tx *store.Tx, from identity.Account, sealed []byte) error {
+	c, err := store.Contacts.Get(tx, store.ContactKey(from))
+	if err == nil && c.State != store.Contact_BLOCKED {
 		return nil
 	}
-	acted, err := n.sessions.HandleError(tx, now, from, envelope.Hash(e.Envelope), e)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	return store.SeenSealed.Delete(tx, store.SeenSealedKey(envelope.HashOf(sealed)))
+}
+
+// takeError acts on a decryption error that came through a relay (SPEC §8.3), if
+// it is one to act on.
+func (n *Node) takeError(tx *store.Tx, now time.Time, from identity.Account, e *wire.DecryptionError) (acted bool, err error) {
+	if len(e.Envelope) != len(envelope.Hash{}) {
+		return false, nil
+	}
+	acted, err = n.sessions.HandleError(tx, now, from, envelope.Hash(e.Envelope), e)
 	if acted {
 		tx.OnCommit(func() { n.outbox.Kick(from) })
 	}
-	return err
+	return acted, err
 }
 
 // Decryption errors that are left at relays (SPEC §8.3): at most maxAnswers an

@@ -34,6 +34,7 @@ import (
 	"starling/node/session"
 	"starling/node/store"
 	"starling/protocol"
+	"starling/protocol/envelope"
 	"starling/protocol/identity"
 	"starling/protocol/relay"
 	"starling/protocol/wire"
@@ -1012,6 +1013,68 @@ func TestForgedEnvelopesLeaveNothing(t *testing.T) {
 	}
 	a.tell(b, "still here")
 	b.tell(a, "so am I")
+}
+
+// Whoever may deposit can make up accounts, whose envelopes open and say nothing
+// to this user: they leave no more rows than there are answers in an hour, and
+// the relay that brings them without end is asked less often.
+func TestMadeUpAccountsLeaveNothing(t *testing.T) {
+	w := newWorld(t)
+	c := w.crook(anyKey)
+	a, b := w.person("Ada", quick), w.person("Bo", quick)
+	a.together(b, c)
+	ofAda, box := b.queueFor(c, a), b.queueFor(c, nil)
+	w.eventually("no receipt to be owed", func() bool { return b.owes(a) == 0 && a.owes(b) == 0 })
+	var to identity.DeviceEntry
+	var key *envelope.SealingKey
+	err := b.store.Update(func(tx *store.Tx) error {
+		keys, err := b.sessions.SealingKeys(tx, time.Now())
+		if err != nil {
+			return err
+		}
+		to = identity.DeviceEntry{Key: b.self.device.Device(), DH: b.self.device.DH().Public()}
+		key, err = envelope.OpenSealingKey(keys[0], b.id, to.Key, time.Now())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := b.rows()
+	const many = 2 * maxAnswers
+	for i := range many {
+		nobody := w.puppet("Nobody")
+		inside := wire.Marshal(&wire.Envelope{Session: random(32), Message: random(337)})
+		queue := box
+		switch i % 8 {
+		case 0:
+			inside = random(400)
+		case 1:
+			inside = wire.Marshal(&wire.Envelope{Error: &wire.DecryptionError{
+				Envelope: random(32), Session: random(32), Reason: wire.Reason_REASON_NO_SESSION, Mac: random(32),
+			}})
+		case 2:
+			queue = ofAda
+		}
+		sealed, err := envelope.SealFor(to, key, queue, envelope.Sender{Key: nobody.device, Manifest: nobody.manifest}, inside)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.put(queue, sealed)
+	}
+	c.taken(ofAda, box)
+	after := b.rows()
+	if n := after["answers"] - before["answers"]; n > maxAnswers {
+		t.Errorf("%d answers are owed", n)
+	}
+	delete(before, "answers")
+	delete(after, "answers")
+	if !maps.Equal(before, after) {
+		t.Errorf("rows were %v and are %v", before, after)
+	}
+	if got, _ := b.readers.status(c.self); got.Useless < many {
+		t.Errorf("the relay brought %d entries of no use, and the status says %d", many, got.Useless)
+	}
+	a.tell(b, "still here")
 }
 
 func folderSize(t testing.TB, dir string) (n int64) {

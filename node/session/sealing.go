@@ -102,8 +102,8 @@ func over(row *store.SealingKey, now time.Time) bool {
 // OpenSealed opens a sealed envelope that lay in a queue of this device, with
 // whichever of its living keys fits, and remembers it for DedupeLife. Give the
 // result to [Manager.OpenRelayed] within the same transaction; if that refuses
-// the envelope, the memory of it is still to be kept, or a relay could cause the
-// same refusal, and an answer to it, again and again.
+// the envelope of a contact, the memory of it is still to be kept, or a relay
+// could cause the same refusal, and an answer to it, again and again.
 //
 // The error is [ErrSeenSealed], or [envelope.ErrSealed] for all that a stranger
 // can cause: delete the envelope at the relay and answer nothing. Neither leaves
