@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -152,6 +153,95 @@ func BenchmarkStartToAcknowledged(b *testing.B) {
 	}
 	bo.stop(b)
 	report(b, took)
+}
+
+// BenchmarkOfflineMessage times a message that waits at two relays, from the start
+// of its recipient's process until it is in the journal, which is what a user
+// interface shows. Its sender is not there any more.
+func BenchmarkOfflineMessage(b *testing.B) {
+	ada, bo := benchPair(b)
+	for range 2 {
+		if _, err := bo.c.AddRelay(b.Context(), connect.NewRequest(&api.AddRelayRequest{Link: benchRelay(b)})); err != nil {
+			b.Fatal(err)
+		}
+	}
+	waitFor(b, func() bool { // Ada knows of them
+		says, err := ada.c.Doctor(b.Context(), connect.NewRequest(&api.DoctorRequest{Contact: "Bo"}))
+		return err == nil && slices.ContainsFunc(says.Msg.Findings, func(f *api.Finding) bool { return strings.HasPrefix(f.Text, "Bo takes messages at 2 relays") })
+	})
+	var took []time.Duration
+	for i := 0; b.Loop(); i++ {
+		bo.stop(b)
+		text := fmt.Sprintf("while you were away, %d", i)
+		m, err := ada.c.Send(b.Context(), connect.NewRequest(&api.SendRequest{To: "Bo", Text: text}))
+		if err != nil {
+			b.Fatal(err)
+		}
+		waitFor(b, func() bool {
+			at, err := ada.c.WaitMessage(b.Context(), connect.NewRequest(&api.WaitMessageRequest{Id: m.Msg.Id, State: "stored", Timeout: 60_000}))
+			return err == nil && at.Msg.Copies == 2
+		})
+		ada.stop(b)
+		began := time.Now()
+		bo.start(b)
+		events, err := bo.c.Events(b.Context(), connect.NewRequest(&api.EventsRequest{Follow: true}))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for events.Receive() && events.Msg().Text != text {
+		}
+		took = append(took, time.Since(began))
+		if err := events.Err(); err != nil {
+			b.Fatal(err)
+		}
+		events.Close()
+		ada.start(b)
+	}
+	bo.stop(b)
+	ada.stop(b)
+	report(b, took)
+}
+
+// benchRelay starts a relay, which ends with the benchmark, and returns its link.
+func benchRelay(b *testing.B) string {
+	b.Helper()
+	bin, err := buildOnce()
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := exec.Command(bin, "demo", "relay", b.TempDir())
+	in, err := c.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		in.Close()
+		if err := c.Wait(); err != nil {
+			b.Errorf("the relay ended with %v", err)
+		}
+	})
+	link, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		b.Fatal(err)
+	}
+	return strings.TrimSpace(link)
+}
+
+// waitFor waits for a minute at most.
+func waitFor(b *testing.B, ok func() bool) {
+	b.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); <-time.After(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			b.Fatal("it did not come about within a minute")
+		}
+	}
 }
 
 // BenchmarkRoundTrip times one message at a time from the call of Send to its
