@@ -20,6 +20,7 @@ const (
 	renewBefore  = 25 * time.Hour  // a copy that ends sooner, and before its message, is replaced,
 	warnBefore   = 24 * time.Hour  // so that the end of the last one is warned of only if that did not succeed
 	expiryBlur   = 2 * time.Hour   // a deposit ends up to so much before the message does (SPEC §13.5)
+	relapseLife  = time.Hour       // copies that go sooner after others went are replaced after a pause
 )
 
 // window is how many contents, from the first undelivered one on, are sealed
@@ -134,6 +135,10 @@ func (o *Outbox) leave(ctx context.Context, peer identity.Account, w *worker) {
 	for ctx.Err() == nil {
 		if away, in := o.isAway(w); !away {
 			rest(ctx, w, in)
+			continue
+		}
+		if pause := o.relapsed(w); pause > 0 {
+			o.pause(ctx, w.post, time.Now(), pause, softPause)
 			continue
 		}
 		parcels, letters, blocked, err := o.ahead(peer)
@@ -273,10 +278,10 @@ func (o *Outbox) lacking(tx *store.Tx, now time.Time, peer identity.Account) (pa
 }
 
 // counts reports whether a copy is as good as any: it ends with its message, or
-// not soon.
+// not soon, and an answer to it would not be lost.
 func counts(c *store.Copy, now, expires time.Time) bool {
 	until := time.Unix(c.Until, 0)
-	return until.After(now.Add(renewBefore)) || until.After(now) && !until.Add(expiryBlur).Before(expires)
+	return !c.Doubted && (until.After(now.Add(renewBefore)) || until.After(now) && !until.Add(expiryBlur).Before(expires))
 }
 
 // relaysOf returns how many relays have copies.
@@ -443,17 +448,66 @@ func unstore(e *store.Entry) { e.Copies, e.Relays, e.Until = 0, 0, 0 }
 // names a store ID that differs from the one it named before, a transaction each
 // while it reports more.
 func (o *Outbox) Lost(tx *store.Tx, relay identity.Transport, storeID [16]byte) (more bool, err error) {
+	return o.recount(tx, func(out *store.Outgoing) bool {
+		n := len(out.Copies)
+		out.Copies = slices.DeleteFunc(out.Copies, func(c *store.Copy) bool {
+			return string(c.Relay) == string(relay[:]) && string(c.Store) != string(storeID[:])
+		})
+		return len(out.Copies) != n
+	})
+}
+
+// Stops takes word that a relay stops at a time: no copy there outlasts it, and
+// what would have is left elsewhere in time. Call it as [Outbox.Lost].
+func (o *Outbox) Stops(tx *store.Tx, relay identity.Transport, at time.Time) (more bool, err error) {
+	over := !at.After(o.cfg.Now())
+	return o.recount(tx, func(out *store.Outgoing) (changed bool) {
+		out.Copies = slices.DeleteFunc(out.Copies, func(c *store.Copy) bool {
+			if string(c.Relay) != string(relay[:]) || c.Until <= at.Unix() {
+				return false
+			}
+			c.Until, changed = at.Unix(), true
+			return over
+		})
+		return changed
+	})
+}
+
+// Doubt takes word that receipts for this user may be lost, since a relay at which
+// others leave them lost its store: a receipt that was stored has done its duty,
+// and nobody sends it again. What has copies is left once more, and whoever has
+// read it gives another receipt; until then it stays stored. Call it as
+// [Outbox.Lost].
+func (o *Outbox) Doubt(tx *store.Tx) (more bool, err error) {
+	return o.recount(tx, func(out *store.Outgoing) (changed bool) {
+		if out.Receipt { // nobody answers it
+			return false
+		}
+		for _, c := range out.Copies {
+			if !c.Doubted {
+				c.Doubted, changed = true, true
+			}
+		}
+		return changed
+	})
+}
+
+// recount has change look at the copies of everything that waits, puts into the
+// history what they say now, and has the peers' workers leave what lacks some.
+func (o *Outbox) recount(tx *store.Tx, change func(*store.Outgoing) bool) (more bool, err error) {
 	now, size := o.cfg.Now(), 0
+	peers := map[identity.Account]bool{}
+	tx.OnCommit(func() {
+		for p := range peers {
+			o.relapse(p)
+		}
+	})
 	for r, err := range store.Outbox.Scan(tx, nil, nil) {
 		if err != nil {
 			return false, err
 		}
 		out := r.Value
-		n := len(out.Copies)
-		out.Copies = slices.DeleteFunc(out.Copies, func(c *store.Copy) bool {
-			return string(c.Relay) == string(relay[:]) && string(c.Store) != string(storeID[:])
-		})
-		if len(out.Copies) == n {
+		if !change(out) {
 			continue
 		}
 		if size += len(out.Content) + len(out.Envelope); size > sealBytes {
@@ -466,9 +520,40 @@ func (o *Outbox) Lost(tx *store.Tx, relay identity.Transport, storeID [16]byte) 
 		if err := o.restate(tx, now, peer, out, 0, goneLost); err != nil {
 			return false, err
 		}
-		tx.OnCommit(func() { o.nudge(peer) })
+		peers[peer] = true
 	}
 	return false, nil
+}
+
+// relapse has peer's worker, if there is one, look for copies that have gone. A
+// relay that takes everything and says at once that it has nothing would keep it
+// busy: the first time within an hour it looks at once, then after pauses, as
+// after failures.
+func (o *Outbox) relapse(peer identity.Account) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	w, ok := o.workers[peer]
+	if !ok {
+		return
+	}
+	if time.Since(w.relapsed) >= relapseLife {
+		w.relapses = 0
+	}
+	w.relapses++
+	w.relapsed, w.wary = time.Now(), true
+	offer(w.post, look)
+}
+
+// relapsed returns how long to wait before copies are replaced that have gone
+// since it was asked last.
+func (o *Outbox) relapsed(w *worker) time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !w.wary || w.relapses < 2 {
+		return 0
+	}
+	w.wary = false
+	return o.backoff(w.relapses - 2)
 }
 
 // refresh takes out copies that ended, and warns of those that end soon.

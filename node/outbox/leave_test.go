@@ -50,6 +50,7 @@ type mail struct {
 	busy    map[identity.Account]bool // a call runs
 	err     error                     // every call fails
 	hang    bool                      // until the context ends, after the copies were made
+	before  func()                    // of each call; nil: nothing
 
 	receipts map[envelope.ID]*envelope.Receipt // that were left, by content
 }
@@ -71,6 +72,9 @@ func (m *mail) Leave(ctx context.Context, peer identity.Account, letters []outbo
 	case <-ctx.Done():
 		m.leave(peer)
 		return outbox.Left{}, ctx.Err()
+	}
+	if m.before != nil {
+		m.before()
 	}
 	left, err := m.take(letters)
 	if m.hang {
@@ -638,6 +642,126 @@ func TestLostStore(t *testing.T) {
 			if got := m.at(i); len(got) != 2 {
 				t.Errorf("relay %d has %q", i, got)
 			}
+		}
+	})
+}
+
+// A relay says that it stops: what it has counts until then, and is left elsewhere
+// in time; if it has stopped already, it does not count.
+func TestRelayThatStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMail(t, 3)
+		b := newMailBench(t, 44, m)
+		defer b.close()
+		b.n.down(true)
+		b.run()
+		b.send(bob, "one")
+		time.Sleep(time.Second)
+		stops := func(i int, at time.Time) {
+			b.update(func(tx *store.Tx) error {
+				more, err := b.o.Stops(tx, m.relays[i].key, at)
+				if more {
+					t.Error("a row is too many")
+				}
+				return err
+			})
+		}
+		stops(1, time.Now().Add(30*24*time.Hour)) // the message is over before
+		stops(2, time.Now())                      // it has nothing
+		b.wantLines(bob, "one stored at 2 of 3 relays, until 14 January 2000")
+		time.Sleep(time.Hour)
+		if n := m.tries(); n != 1 {
+			t.Errorf("left %d times", n)
+		}
+
+		// The fake relays take what they are given, also while they stop: the worker
+		// does not know which they are.
+		m.set(func() { m.relays[0].down = true })
+		stops(0, time.Now().Add(20*time.Hour))
+		await(t, "the text is not at the third relay", func() bool { return len(m.at(2)) == 1 })
+		time.Sleep(time.Second)
+		b.wantLines(bob, "one stored at 3 of 3 relays, until 14 January 2000")
+		time.Sleep(24 * time.Hour) // a sweep takes out what has ended
+		b.wantLines(bob, "one stored at 2 of 3 relays, until 14 January 2000")
+
+		m.set(func() { m.relays[1].down, m.relays[2].down = true, true })
+		stops(1, time.Now().Add(-time.Hour))
+		stops(2, time.Unix(-1<<40, 0))
+		b.wantLines(bob, "one queued the relay that kept it lost it; it is sent again")
+	})
+}
+
+// Receipts for Ada may be lost: what waits is left once more, stays stored
+// meanwhile, and is not doubted any more then. A receipt is not left again.
+func TestDoubtedCopiesAreLeftOnceMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMail(t, 2)
+		b := newMailBench(t, 45, m)
+		defer b.close()
+		b.n.down(true)
+		b.run()
+		b.send(bob, "one")
+		b.send(eve, "two")
+		time.Sleep(time.Second)
+		m.set(func() { m.relays[1].down = true })
+		time.Sleep(time.Second)
+		b.owe(bob, manyIDs(1)...)
+		time.Sleep(time.Minute) // the receipt is at one relay of two, and waits for the other
+		doubt := func() {
+			b.update(func(tx *store.Tx) error {
+				more, err := b.o.Doubt(tx)
+				if more {
+					t.Error("three rows are too many")
+				}
+				return err
+			})
+		}
+		const stored = "stored at 2 of 2 relays, until 14 January 2000"
+		m.set(func() { m.relays[0].down = true })
+		doubt()
+		doubt() // the same doubt
+		time.Sleep(time.Hour)
+		b.wantLines(bob, "one "+stored)
+		b.wantLines(eve, "two "+stored)
+		m.set(func() { m.relays[0].down, m.relays[1].down = false, false })
+		time.Sleep(10 * time.Minute)
+		for i, want := 0, []string{"control", "one", "one", "two", "two"}; i < 2; i++ {
+			if got := slices.Sorted(slices.Values(m.at(i))); !slices.Equal(got, want) {
+				t.Errorf("relay %d was given %q, want %q", i, got, want)
+			}
+		}
+		b.wantLines(bob, "one "+stored)
+		b.wantLines(eve, "two "+stored)
+	})
+}
+
+// A relay takes everything, and says each time that it has lost what it had. That
+// keeps nobody busy, and does not keep new texts waiting.
+func TestFickleRelayKeepsNobodyBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMail(t, 1)
+		m.delay = time.Second
+		b := newMailBench(t, 46, m)
+		defer b.close()
+		s := m.relays[0]
+		m.before = func() {
+			m.set(s.lose)
+			b.update(func(tx *store.Tx) error { _, err := b.o.Lost(tx, s.key, s.store); return err })
+		}
+		b.n.down(true)
+		b.run()
+		b.send(bob, "one")
+		time.Sleep(10 * time.Second)
+		b.send(bob, "two") // from here on each call takes from the other
+		time.Sleep(3 * time.Hour)
+		if n := m.tries(); n > 200 {
+			t.Errorf("left %d times in three hours", n)
+		}
+		before := m.tries()
+		b.send(bob, "three")
+		time.Sleep(10 * time.Second)
+		if m.tries() == before {
+			t.Error("a new text waits for long")
 		}
 	})
 }

@@ -30,6 +30,10 @@ type worker struct {
 	away    bool      // the last attempt that ended did not reach the peer
 	timing  bool      // who leaves at relays will look how long the attempt has lasted
 	blocked bool      // and would leave more if there were a session
+
+	relapses int       // how often copies have gone, each time within relapseLife of the time before
+	relapsed time.Time // when they did last
+	wary     bool      // and nobody has waited for that
 }
 
 // A signal wakes a part of a worker. A higher one outranks a lower.

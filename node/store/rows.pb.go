@@ -1497,12 +1497,13 @@ func (x *Outgoing) GetCopies() []*Copy {
 // seconds.
 type Copy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Relay         []byte                 `protobuf:"bytes,1,opt,name=relay,proto3" json:"relay,omitempty"`     // transport key
-	Store         []byte                 `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`     // store ID, 16 bytes
-	Queue         []byte                 `protobuf:"bytes,3,opt,name=queue,proto3" json:"queue,omitempty"`     // 32 bytes
-	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`    // when the relay deletes it
-	Stored        int64                  `protobuf:"varint,5,opt,name=stored,proto3" json:"stored,omitempty"`  // by the relay's clock
-	Receipt       []byte                 `protobuf:"bytes,6,opt,name=receipt,proto3" json:"receipt,omitempty"` // wire.RelayReceipt: evidence of the relay's promise
+	Relay         []byte                 `protobuf:"bytes,1,opt,name=relay,proto3" json:"relay,omitempty"`      // transport key
+	Store         []byte                 `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`      // store ID, 16 bytes
+	Queue         []byte                 `protobuf:"bytes,3,opt,name=queue,proto3" json:"queue,omitempty"`      // 32 bytes
+	Until         int64                  `protobuf:"varint,4,opt,name=until,proto3" json:"until,omitempty"`     // when the relay deletes it
+	Stored        int64                  `protobuf:"varint,5,opt,name=stored,proto3" json:"stored,omitempty"`   // by the relay's clock
+	Receipt       []byte                 `protobuf:"bytes,6,opt,name=receipt,proto3" json:"receipt,omitempty"`  // wire.RelayReceipt: evidence of the relay's promise
+	Doubted       bool                   `protobuf:"varint,7,opt,name=doubted,proto3" json:"doubted,omitempty"` // the answer to it may be lost: it is left once more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1577,6 +1578,13 @@ func (x *Copy) GetReceipt() []byte {
 		return x.Receipt
 	}
 	return nil
+}
+
+func (x *Copy) GetDoubted() bool {
+	if x != nil {
+		return x.Doubted
+	}
+	return false
 }
 
 // Owed marks a content that came through a relay and whose sender is owed a
@@ -1916,8 +1924,9 @@ type Received struct {
 	Ack           []byte                 `protobuf:"bytes,1,opt,name=ack,proto3" json:"ack,omitempty"` // given as long as the sender is accepted
 	Dies          int64                  `protobuf:"varint,2,opt,name=dies,proto3" json:"dies,omitempty"`
 	Account       []byte                 `protobuf:"bytes,3,opt,name=account,proto3" json:"account,omitempty"`
-	Id            []byte                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`      // of the content, if its sender can be owed a receipt
-	Owed          int64                  `protobuf:"varint,5,opt,name=owed,proto3" json:"owed,omitempty"` // when a receipt was owed last, or 0
+	Id            []byte                 `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`           // of the content, if its sender can be owed a receipt
+	Owed          int64                  `protobuf:"varint,5,opt,name=owed,proto3" json:"owed,omitempty"`      // when a receipt was owed last, or 0
+	Brought       [][]byte               `protobuf:"bytes,6,rep,name=brought,proto3" json:"brought,omitempty"` // beginnings of the keys of relays that have brought it since then
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1985,6 +1994,13 @@ func (x *Received) GetOwed() int64 {
 		return x.Owed
 	}
 	return 0
+}
+
+func (x *Received) GetBrought() [][]byte {
+	if x != nil {
+		return x.Brought
+	}
+	return nil
 }
 
 // Event is a line of the journal; the key is its number.
@@ -3178,14 +3194,15 @@ const file_rows_proto_rawDesc = "" +
 	" \x01(\bR\acontrol\x12\x18\n" +
 	"\adropped\x18\v \x01(\rR\adropped\x12\x18\n" +
 	"\areceipt\x18\r \x01(\bR\areceipt\x12/\n" +
-	"\x06copies\x18\x0e \x03(\v2\x17.starling.store.v1.CopyR\x06copiesJ\x04\b\f\x10\r\"\x90\x01\n" +
+	"\x06copies\x18\x0e \x03(\v2\x17.starling.store.v1.CopyR\x06copiesJ\x04\b\f\x10\r\"\xaa\x01\n" +
 	"\x04Copy\x12\x14\n" +
 	"\x05relay\x18\x01 \x01(\fR\x05relay\x12\x14\n" +
 	"\x05store\x18\x02 \x01(\fR\x05store\x12\x14\n" +
 	"\x05queue\x18\x03 \x01(\fR\x05queue\x12\x14\n" +
 	"\x05until\x18\x04 \x01(\x03R\x05until\x12\x16\n" +
 	"\x06stored\x18\x05 \x01(\x03R\x06stored\x12\x18\n" +
-	"\areceipt\x18\x06 \x01(\fR\areceipt\"\x1a\n" +
+	"\areceipt\x18\x06 \x01(\fR\areceipt\x12\x18\n" +
+	"\adoubted\x18\a \x01(\bR\adoubted\"\x1a\n" +
 	"\x04Owed\x12\x12\n" +
 	"\x04dies\x18\x01 \x01(\x03R\x04dies\"@\n" +
 	"\x0eUnacknowledged\x12\x18\n" +
@@ -3220,13 +3237,14 @@ const file_rows_proto_rawDesc = "" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x14\n" +
 	"\x05order\x18\x02 \x01(\x04R\x05order\"\x1a\n" +
 	"\x04Seen\x12\x12\n" +
-	"\x04dies\x18\x01 \x01(\x03R\x04dies\"n\n" +
+	"\x04dies\x18\x01 \x01(\x03R\x04dies\"\x88\x01\n" +
 	"\bReceived\x12\x10\n" +
 	"\x03ack\x18\x01 \x01(\fR\x03ack\x12\x12\n" +
 	"\x04dies\x18\x02 \x01(\x03R\x04dies\x12\x18\n" +
 	"\aaccount\x18\x03 \x01(\fR\aaccount\x12\x0e\n" +
 	"\x02id\x18\x04 \x01(\fR\x02id\x12\x12\n" +
-	"\x04owed\x18\x05 \x01(\x03R\x04owed\"\xab\x01\n" +
+	"\x04owed\x18\x05 \x01(\x03R\x04owed\x12\x18\n" +
+	"\abrought\x18\x06 \x03(\fR\abrought\"\xab\x01\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04time\x18\x02 \x01(\x03R\x04time\x12\x18\n" +
