@@ -39,6 +39,10 @@ const (
 	// before it: a relay that takes every connection and drops it gains nothing.
 	steadyAfter = 5 * time.Minute
 
+	// infoLife is for how long what a relay says of itself is good enough to tend
+	// by.
+	infoLife = time.Minute
+
 	day = 24 * time.Hour
 )
 
@@ -324,6 +328,12 @@ func (s *session) tending(ctx context.Context) error {
 	select {
 	case <-s.kick: // whatever it was for is there now
 	default:
+	}
+	// What it said when it was dialled may be hours old: that it will stop, say.
+	if time.Since(s.conn.asked) > infoLife {
+		if _, err := s.conn.Refresh(ctx); err != nil && s.conn.Err() != nil {
+			return fmt.Errorf("asking what the relay is: %w", err)
+		}
 	}
 	left, err := s.attach(ctx)
 	if err != nil {

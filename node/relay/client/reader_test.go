@@ -223,6 +223,18 @@ func TestReaderTends(t *testing.T) {
 		if n := len(u.tends); n != 4 {
 			l.Errorf("Tend was called %d times in three hours, want 4", n)
 		}
+		stops := time.Now().Add(48 * time.Hour).Truncate(time.Second)
+		if err := l.Drain(stops); err != nil {
+			l.Fatal(err)
+		}
+		pass(time.Hour)
+		if info := u.Status().Info; !info.Draining.Equal(stops) {
+			l.Errorf("an hour later the relay is known to stop at %v, want %v", info.Draining, stops)
+		}
+		if err := l.Drain(time.Time{}); err != nil {
+			l.Fatal(err)
+		}
+
 		u.do(func() { u.places = append(u.places, newPlace(l)) })
 		pass(10 * time.Second)
 		kicked := time.Now()
@@ -230,7 +242,7 @@ func TestReaderTends(t *testing.T) {
 			u.Kick()
 		}
 		pass(2 * time.Second)
-		if n := len(u.tends); n < 5 || n > 6 || u.tends[4].Sub(kicked) > time.Second || u.Status().Queues != 2 {
+		if n := len(u.tends); n < 6 || n > 7 || u.tends[5].Sub(kicked) > time.Second || u.Status().Queues != 2 {
 			l.Errorf("after a kick: %d calls, the last after %s; %d queues", n, u.tends[n-1].Sub(kicked), u.Status().Queues)
 		}
 
