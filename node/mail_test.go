@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
 
 	"starling/dht/record"
@@ -46,18 +47,48 @@ func (v *volunteer) moves(home string) {
 // volunteer opens a relay for everybody, on loopback.
 func (w *world) volunteer(bootstrap ...string) *volunteer {
 	w.Helper()
+	return w.volunteerAt([]string{"/ip4/127.0.0.1/tcp/0"}, nil, bootstrap)
+}
+
+// volunteerIn opens a relay for everybody in a network in memory.
+func (w *world) volunteerIn(m *memory, i int, bootstrap ...string) *volunteer {
+	w.Helper()
+	listen, speaks := m.place(i)
+	return w.volunteerAt(listen, speaks, bootstrap)
+}
+
+func (w *world) volunteerAt(listen []string, speaks []libp2p.Option, bootstrap []string) *volunteer {
+	w.Helper()
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
 	if err != nil {
 		w.Fatal(err)
 	}
 	v := &volunteer{w: w, rows: store.NewDisk(), cfg: station.Config{
-		Key: key, Disk: spool.NewDisk(1), Quota: 64 << 20, Open: true, Listen: []string{"/ip4/127.0.0.1/tcp/0"},
+		Key: key, Disk: spool.NewDisk(1), Quota: 64 << 20, Open: true, Listen: listen, Transports: speaks,
 		Bootstrap: bootstrap, Local: true, NoCircuits: true, NoPortMap: true, NoAutoNAT: true, NoAddressDiscovery: true,
 	}}
 	v.cfg.Limits.WorkBits = 4
 	w.Cleanup(v.stop)
 	v.start()
 	return v
+}
+
+// self returns the relay's key, also while it is stopped.
+func (v *volunteer) self() []byte {
+	v.w.Helper()
+	raw, err := v.cfg.Key.GetPublic().Raw()
+	if err != nil {
+		v.w.Fatal(err)
+	}
+	return raw
+}
+
+// loseDisk gives a relay an empty disk. Its key is kept.
+func (v *volunteer) loseDisk() {
+	v.w.Helper()
+	v.stop()
+	v.rows, v.cfg.Disk = store.NewDisk(), spool.NewDisk(1)
+	v.start()
 }
 
 func (v *volunteer) db() *store.DB {
@@ -162,8 +193,10 @@ func (p *person) mailboxesOf(q *person) (n int) {
 // stored waits until a message is at so many relays.
 func (p *person) stored(id string, copies int) Message {
 	p.w.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
+	tick := time.NewTicker(p.w.tick)
 	defer tick.Stop()
+	ctx, cancel := context.WithTimeout(p.w.ctx, p.w.patience)
+	defer cancel()
 	for {
 		m, err := p.WaitMessage(p.w.ctx, id, "stored", time.Millisecond)
 		if err != nil {
@@ -174,7 +207,7 @@ func (p *person) stored(id string, copies int) Message {
 		}
 		select {
 		case <-tick.C:
-		case <-p.w.ctx.Done():
+		case <-ctx.Done():
 			why, err := p.Doctor(context.Background(), m.Chat)
 			p.w.Fatalf("%s: message is %s (%s) at %d relays; the doctor says %+v, %v", p.name, m.State, m.Reason, m.Copies, why, err)
 		}

@@ -24,7 +24,8 @@ import (
 const (
 	leaveTime  = 2 * time.Minute  // one batch at one relay, work included
 	answerPace = 5 * time.Minute  // between two attempts to leave the same answer
-	checkEvery = 6 * time.Hour    // between two looks whether relays still have what was left
+	checkSoon  = 5 * time.Minute  // from the start to the first look whether relays still have what was left: some are never here for long
+	checkEvery = 6 * time.Hour    // between two of these looks
 	checkTime  = 30 * time.Second // one look at one relay
 )
 
@@ -187,7 +188,10 @@ func (n *Node) leaveAt(ctx context.Context, d *drop, box relay.Mailbox, letters 
 	var refused error
 	err := n.depositor.Do(ctx, box.Relay, func(c *client.Conn) error {
 		info := c.Info()
-		n.lost(box.Relay.Transport, info.Store)
+		n.heed(box.Relay.Transport, info)
+		if !info.Draining.IsZero() {
+			return client.ErrDraining // what it takes nevertheless would be left again
+		}
 		var deposits []client.Deposit
 		var of []int
 		for _, i := range batch {
@@ -273,30 +277,40 @@ func (n *Node) sealed(d *drop, box relay.Mailbox, c *client.Conn, l outbox.Lette
 	return x, true, nil
 }
 
-// lost has what was left at a relay, in a store that is gone, left again.
-func (n *Node) lost(t identity.Transport, now [relay.StoreIDSize]byte) {
+// heed has what was left at a relay left again if its store is gone, and
+// elsewhere in time if it will stop.
+func (n *Node) heed(t identity.Transport, info client.Info) {
+	n.inSteps("noting that a relay lost its store", func(tx *store.Tx) (bool, error) { return n.outbox.Lost(tx, t, info.Store) })
+	if !info.Draining.IsZero() {
+		n.inSteps("noting that a relay stops", func(tx *store.Tx) (bool, error) { return n.outbox.Stops(tx, t, info.Draining) })
+	}
+}
+
+// inSteps runs step, a transaction each, while it reports more.
+func (n *Node) inSteps(what string, step func(*store.Tx) (more bool, err error)) {
 	for more := true; more; {
 		err := n.store.Update(func(tx *store.Tx) (err error) {
-			more, err = n.outbox.Lost(tx, t, now)
+			more, err = step(tx)
 			return err
 		})
 		if err != nil {
-			n.log.Warn("noting that a relay lost its store", "err", err)
+			n.log.Warn(what, "err", err)
 			return
 		}
 	}
 }
 
 // checkCopies looks now and then whether the relays at which something was left
-// still have the store that they had then, until ctx ends.
+// still have the store that they had then, and will go on, until ctx ends.
 func (n *Node) checkCopies(ctx context.Context) error {
-	tick := time.NewTicker(checkEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(checkSoon)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
+			timer.Reset(checkEvery)
 		}
 		at, err := n.depositsAt()
 		if err != nil {
@@ -313,7 +327,7 @@ func (n *Node) checkRelay(ctx context.Context, e identity.Endpoint) {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	err := n.depositor.Do(ctx, e, func(c *client.Conn) error {
-		n.lost(e.Transport, c.Info().Store)
+		n.heed(e.Transport, c.Info())
 		return nil
 	})
 	if err != nil {

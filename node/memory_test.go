@@ -37,8 +37,8 @@ const halfTrip = 20 * time.Millisecond
 // runs must have ended when fn returns.
 func inMemory(t *testing.T, fn func(w *world, m *memory)) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{TB: t, used: map[nonceUse]int{}, sealed: map[ratchet.Observation]bool{}}
-		ctx, cancel := context.WithTimeout(t.Context(), 1000*time.Hour)
+		w := &world{TB: t, tick: time.Second, patience: 12 * time.Hour, used: map[nonceUse]int{}, sealed: map[ratchet.Observation]bool{}}
+		ctx, cancel := context.WithTimeout(t.Context(), 5000*time.Hour)
 		defer cancel()
 		w.ctx = ctx
 		fn(w, &memory{listeners: map[string]*memoryListener{}})
@@ -47,15 +47,17 @@ func inMemory(t *testing.T, fn func(w *world, m *memory)) {
 
 // at places a person's node in the network.
 func (m *memory) at(i int) func(*person) {
+	return func(p *person) { p.cfg.Listen, p.cfg.Transports = m.place(i) }
+}
+
+// place returns where a host listens, and what it speaks.
+func (m *memory) place(i int) (listen []string, speaks []libp2p.Option) {
 	addr := fmt.Sprintf("/ip4/1.%d.0.1/tcp/4001", i)
-	return func(p *person) {
-		p.cfg.Listen = []string{addr}
-		p.cfg.Transports = []libp2p.Option{
-			libp2p.Transport(func(u transport.Upgrader, r network.ResourceManager) *memoryTransport {
-				return &memoryTransport{m, multiaddr.StringCast(addr), u, r}
-			}),
-			libp2p.Security(noise.ID, noise.New),
-		}
+	return []string{addr}, []libp2p.Option{
+		libp2p.Transport(func(u transport.Upgrader, r network.ResourceManager) *memoryTransport {
+			return &memoryTransport{m, multiaddr.StringCast(addr), u, r}
+		}),
+		libp2p.Security(noise.ID, noise.New),
 	}
 }
 

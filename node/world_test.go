@@ -34,7 +34,9 @@ const patience = 5 * time.Minute
 // A world is the people of one test.
 type world struct {
 	testing.TB
-	ctx context.Context
+	ctx      context.Context
+	tick     time.Duration // between two looks at what is in no journal
+	patience time.Duration // with one thing
 
 	mu      sync.Mutex // guards all below
 	used    map[nonceUse]int
@@ -57,7 +59,7 @@ type nonceUse struct {
 // sealed, and nothing refused may have changed a session.
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{TB: t, used: map[nonceUse]int{}, sealed: map[ratchet.Observation]bool{}}
+	w := &world{TB: t, tick: 5 * time.Millisecond, patience: patience, used: map[nonceUse]int{}, sealed: map[ratchet.Observation]bool{}}
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
@@ -300,7 +302,7 @@ func (p *person) tell(q *person, text string) {
 // delivered waits until a message was.
 func (p *person) delivered(id string) {
 	p.w.Helper()
-	m, err := p.WaitMessage(p.w.ctx, id, "delivered", patience)
+	m, err := p.WaitMessage(p.w.ctx, id, "delivered", p.w.patience)
 	if err != nil || m.State != "delivered" {
 		p.w.Fatalf("%s: message is %s, not delivered (%s), %v", p.name, m.State, m.Reason, err)
 	}
@@ -361,7 +363,9 @@ func (p *person) after(since uint64, want func(Event) bool) Event {
 	found := errors.New("found")
 	var got Event
 	var seen []string
-	err := p.Events(p.w.ctx, since, true, func(e Event) error {
+	ctx, cancel := context.WithTimeout(p.w.ctx, p.w.patience)
+	defer cancel()
+	err := p.Events(ctx, since, true, func(e Event) error {
 		if want(e) {
 			got = e
 			return found
@@ -395,12 +399,14 @@ func textOf(name, text string) func(Event) bool {
 // eventually waits for something that is in no journal.
 func (w *world) eventually(what string, ok func() bool) {
 	w.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(w.tick)
 	defer tick.Stop()
+	ctx, cancel := context.WithTimeout(w.ctx, w.patience)
+	defer cancel()
 	for !ok() {
 		select {
 		case <-tick.C:
-		case <-w.ctx.Done():
+		case <-ctx.Done():
 			w.Fatalf("waited for %s in vain", what)
 		}
 	}

@@ -1,0 +1,249 @@
+package node
+
+import (
+	"testing"
+	"time"
+
+	"starling/node/store"
+)
+
+// Lives of relays and of the people who name them, in virtual time: weeks take
+// seconds.
+
+// away lets time pass while relays are switched off, which costs nothing, and
+// switches them on again.
+func away(d time.Duration, vs ...*volunteer) {
+	for _, v := range vs {
+		v.stop()
+	}
+	time.Sleep(d)
+	for _, v := range vs {
+		v.start()
+	}
+}
+
+// twoAway are Ada and Bo, who are contacts, in a network with three relays. Ada
+// names those that hers say, Bo those that his say.
+func twoAway(w *world, m *memory, hers, his []int) (a, b *person, relays []*volunteer) {
+	w.Helper()
+	var net []string
+	for i := range 3 {
+		v := w.volunteerIn(m, 1+i, net...)
+		if i == 0 {
+			net = v.Status().Bootstrap
+		}
+		relays = append(relays, v)
+	}
+	on := func(p *person) { p.cfg.Bootstrap = net }
+	a, b = w.person("Ada", m.at(4), on), w.person("Bo", m.at(5), on)
+	a.meet(b)
+	for p, names := range map[*person][]int{a: hers, b: his} {
+		var list []*volunteer
+		for _, i := range names {
+			list = append(list, relays[i])
+		}
+		p.uses(list...)
+	}
+	a.knows(b, len(his))
+	b.knows(a, len(hers))
+	a.tell(b, "hello")
+	b.tell(a, "hello")
+	return a, b, relays
+}
+
+// end stops everybody, within virtual time.
+func end(people []*person, relays []*volunteer) {
+	for _, p := range people {
+		p.stop()
+	}
+	for _, v := range relays {
+		v.stop()
+	}
+}
+
+// outgoing returns what waits for a contact.
+func (p *person) outgoing(q *person) (list []*store.Outgoing) {
+	p.w.Helper()
+	err := p.store.View(func(tx *store.Tx) error {
+		for row, err := range store.Outbox.Scan(tx, store.OutboxOf(q.id), nil) {
+			if err != nil {
+				return err
+			}
+			list = append(list, row.Value)
+		}
+		return nil
+	})
+	if err != nil {
+		p.w.Fatal(err)
+	}
+	return list
+}
+
+// at returns the relays that have the text that waits for a contact.
+func (p *person) at(q *person) map[string]bool {
+	p.w.Helper()
+	at := map[string]bool{}
+	for _, out := range p.outgoing(q) {
+		if out.Control {
+			continue
+		}
+		for _, c := range out.Copies {
+			at[string(c.Relay)] = true
+		}
+	}
+	return at
+}
+
+// A relay loses its disk and keeps its key: its links stay good, Bo's queues and
+// his record are made again, and what was lost is left again.
+func TestRelayLosesItsDisk(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		a, b, relays := twoAway(w, m, []int{1}, []int{0})
+		defer end([]*person{a, b}, relays)
+		one, link, invite := relays[0], relays[0].link(), w.bare(b.invite(true))
+		b.published(1)
+		b.stop()
+		id := a.say("Bo", "before")
+		a.stored(id, 1)
+		a.stop()
+		one.loseDisk()
+		if one.link() != link {
+			t.Error("the link of the relay has changed")
+		}
+		a.start()
+		time.Sleep(checkSoon)
+		w.eventually("word of the loss", func() bool {
+			got, err := a.WaitMessage(w.ctx, id, "delivered", time.Millisecond)
+			return err == nil && got.State == "queued"
+		})
+		a.stop()
+
+		b.start() // and finds nothing, but makes its queues again
+		w.eventually("queues", func() bool { return one.Status().Service.Queues == 2 })
+		b.published(1)
+		b.stop()
+		a.start()
+		a.stored(id, 1)
+		a.stop()
+		c := w.person("Cy", m.at(6), func(p *person) { p.cfg.Bootstrap = a.cfg.Bootstrap })
+		defer c.stop()
+		if _, err := c.AddRelay(w.ctx, link); err != nil {
+			t.Fatal(err)
+		}
+		c.add(invite, "Bo")
+		c.stored(c.say("Bo", "we have not met"), 1)
+		c.stop()
+
+		b.start()
+		b.until(textOf("Ada", "before"))
+		b.until(textOf("Cy", "we have not met"))
+		w.eventually("the receipt to be left", func() bool { return b.owes(a) == 0 })
+		b.stop()
+		a.start()
+		a.delivered(id)
+		a.stop()
+		b.start()
+		b.heard("Ada", "before")
+	})
+}
+
+// A relay drains while Bo is away: what is there reaches him, his contacts learn
+// where his mailboxes are now, and what they leave goes there.
+func TestRelayDrains(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		a, b, relays := twoAway(w, m, []int{1}, []int{0, 1})
+		defer end([]*person{a, b}, relays)
+		b.stop()
+		first := a.say("Bo", "on its way")
+		a.stored(first, 2)
+		a.stop()
+		if err := relays[0].Drain(time.Now().Add(3 * 24 * time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		relays[1].stop() // so that it comes from the one that drains
+		b.start()
+		b.until(textOf("Ada", "on its way"))
+		b.until(func(e Event) bool { return e.Type == "relay" && e.State == "draining" })
+		relays[1].start()
+		if _, err := b.AddRelay(w.ctx, relays[2].link()); err != nil {
+			t.Fatal(err)
+		}
+		b.told(a, 2)
+		list, err := b.Relays(w.ctx)
+		if err != nil || len(list) != 3 || list[0].State != "draining" && list[1].State != "draining" {
+			t.Errorf("his relays are %+v, %v", list, err)
+		}
+		b.stop()
+		relays[0].stop() // for good
+
+		a.start()
+		a.delivered(first)
+		a.knows(b, 2)
+		second := a.say("Bo", "at the new place")
+		a.stored(second, 2)
+		if at := a.at(b); at[string(relays[0].self())] || !at[string(relays[2].self())] {
+			t.Errorf("it was not left at the new relay, but at %d others", len(at))
+		}
+		a.stop()
+		relays[1].stop()
+		b.start()
+		b.until(textOf("Ada", "at the new place"))
+		b.heard("Ada", "on its way")
+	})
+}
+
+// A reader that has been connected for a while learns that its relay drains.
+func TestReaderLearnsThatItsRelayDrains(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		one := w.volunteerIn(m, 1)
+		b := w.person("Bo", m.at(2), func(p *person) { p.cfg.Bootstrap = one.Status().Bootstrap })
+		defer end([]*person{b}, []*volunteer{one})
+		b.uses(one)
+		time.Sleep(10 * time.Minute)
+		drain := time.Now()
+		if err := one.Drain(drain.Add(3 * 24 * time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		b.until(func(e Event) bool { return e.Type == "relay" && e.State == "draining" })
+		if d := time.Since(drain); d > 2*time.Hour {
+			t.Errorf("after %v", d)
+		}
+	})
+}
+
+// Bo is away and names three relays. One of the two that have a message says that
+// it will stop: the message is left at the third before that, where he finds it.
+func TestCopiesLeaveARelayThatStops(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		a, b, relays := twoAway(w, m, []int{1}, []int{0, 1, 2})
+		defer end([]*person{a, b}, relays)
+		b.stop()
+		id := a.say("Bo", "to be moved")
+		a.stored(id, 2)
+		var stops, other *volunteer // not Ada's own, at which Bo leaves the receipt
+		for i, v := range relays {
+			switch {
+			case !a.at(b)[string(v.self())]:
+			case stops == nil && i != 1:
+				stops = v
+			default:
+				other = v
+			}
+		}
+		if err := stops.Drain(time.Now().Add(20 * time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(checkEvery)
+		w.eventually("a third copy", func() bool { return len(a.at(b)) == 3 })
+		a.stop()
+		stops.stop()
+		other.stop()
+		b.start()
+		b.until(textOf("Ada", "to be moved"))
+		other.start()
+		w.eventually("the receipt to be left", func() bool { return b.owes(a) == 0 })
+		b.stop()
+		a.start()
+		a.delivered(id)
+	})
+}
