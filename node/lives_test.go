@@ -1,6 +1,8 @@
 package node
 
 import (
+	"bytes"
+	"errors"
 	"testing"
 	"time"
 
@@ -241,6 +243,104 @@ func TestCopiesLeaveARelayThatStops(t *testing.T) {
 		b.start()
 		b.until(textOf("Ada", "to be moved"))
 		other.start()
+		w.eventually("the receipt to be left", func() bool { return b.owes(a) == 0 })
+		b.stop()
+		a.start()
+		a.delivered(id)
+	})
+}
+
+// Bo's receipt lies at Ada's relay when that loses its disk. Ada's message does
+// not stay stored for ever: it is left once more, and Bo, who has read it, shows
+// nothing and gives another receipt.
+func TestReceiptsLostWithARelaysDisk(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		a, b, relays := twoAway(w, m, []int{1}, []int{0})
+		defer end([]*person{a, b}, relays)
+		one, two := relays[0], relays[1]
+		b.stop()
+		id := a.say("Bo", "have you read this")
+		a.stored(id, 1)
+		a.stop()
+		b.start()
+		b.until(textOf("Ada", "have you read this"))
+		w.eventually("the receipt to be left", func() bool { return b.owes(a) == 0 && one.Status().Messages == 0 })
+		b.stop()
+		two.loseDisk()
+
+		a.start()
+		w.eventually("the message to be left once more", func() bool { return one.Status().Messages > 0 })
+		a.stored(id, 1)
+		a.stop()
+		b.start()
+		w.eventually("another receipt to be left", func() bool { return one.Status().Messages == 0 && b.owes(a) == 0 })
+		b.stop()
+		a.start()
+		a.delivered(id)
+		a.stop()
+		b.start()
+		b.heard("Ada", "have you read this")
+	})
+}
+
+// Bo loses his sessions. What Ada left does not open, the error goes back through
+// her relay, and what she leaves then does, though the two are never online
+// together.
+func TestErrorThroughARelayRepairsTheSession(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		a, b, relays := twoAway(w, m, []int{1}, []int{0})
+		defer end([]*person{a, b}, relays)
+		one := relays[0]
+		b.published(1)
+		b.stop()
+		id := a.say("Bo", "can you open this")
+		a.stored(id, 1)
+		first := a.outgoing(b)[0].Hash
+		a.stop()
+		db := b.db()
+		err := db.Update(func(tx *store.Tx) error {
+			for row, err := range store.Sessions.Scan(tx, nil, nil) {
+				if err != nil {
+					return err
+				}
+				if err := errors.Join(store.Sessions.Delete(tx, row.Key), store.SessionOwners.Delete(tx, store.SessionOwnerKey(row.Key.Session()))); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err := errors.Join(err, db.Close()); err != nil {
+			t.Fatal(err)
+		}
+
+		b.start()
+		w.eventually("the error to be left", func() bool {
+			left := false
+			err := b.store.View(func(tx *store.Tx) error {
+				for row, err := range store.Answers.Scan(tx, nil, nil) {
+					if err != nil {
+						return err
+					}
+					left = left || row.Value.Left
+				}
+				return nil
+			})
+			return err == nil && left
+		})
+		if len(b.texts("Ada")) != 1 {
+			t.Error("it could be read")
+		}
+		b.published(1)
+		b.stop()
+		a.start()
+		w.eventually("it to be left anew", func() bool {
+			list := a.outgoing(b)
+			return len(list) > 0 && !bytes.Equal(list[0].Hash, first) && len(list[0].Copies) == 1 && one.Status().Messages > 0
+		})
+		a.stored(id, 1)
+		a.stop()
+		b.start()
+		b.until(textOf("Ada", "can you open this"))
 		w.eventually("the receipt to be left", func() bool { return b.owes(a) == 0 })
 		b.stop()
 		a.start()

@@ -249,7 +249,7 @@ func (n *Node) takeEntry(tx *store.Tx, t identity.Transport, e client.Entry) (fa
 	case err != nil:
 		return stays, err
 	}
-	useful, err := n.takeSealed(tx, now, q, &sealed)
+	useful, err := n.takeSealed(tx, now, t, q, &sealed)
 	if err != nil {
 		return stays, err
 	}
@@ -261,7 +261,7 @@ func (n *Node) takeEntry(tx *store.Tx, t identity.Transport, e client.Entry) (fa
 
 // takeSealed takes what was in a sealed envelope. It is not useful if nothing
 // follows from it.
-func (n *Node) takeSealed(tx *store.Tx, now time.Time, q *store.OwnQueue, sealed *envelope.Opened) (useful bool, err error) {
+func (n *Node) takeSealed(tx *store.Tx, now time.Time, t identity.Transport, q *store.OwnQueue, sealed *envelope.Opened) (useful bool, err error) {
 	from := sealed.Manifest.Account
 	if len(q.Contact) > 0 && !slices.Equal(q.Contact, from[:]) {
 		return false, nil // the queue was for somebody else
@@ -273,7 +273,7 @@ func (n *Node) takeSealed(tx *store.Tx, now time.Time, q *store.OwnQueue, sealed
 	if inside.Error != nil {
 		return n.takeError(tx, now, from, inside.Error)
 	}
-	outcome, _, err := n.receive(tx, way{sealed: sealed}, sealed.Envelope)
+	outcome, _, err := n.receive(tx, way{sealed: sealed, relay: t}, sealed.Envelope)
 	return err == nil && outcome.Status != wire.Status_STATUS_DROPPED, err
 }
 

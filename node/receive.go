@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -106,6 +107,7 @@ var (
 type way struct {
 	peer   peer.ID
 	sealed *envelope.Opened
+	relay  identity.Transport // with sealed
 }
 
 // open opens an envelope that came this way.
@@ -150,7 +152,7 @@ func (n *Node) receive(tx *store.Tx, w way, e []byte) (outcome *wire.Outcome, op
 			}
 		}
 		if w.sealed != nil {
-			if err := n.oweReceipt(tx, now, o.Peer, o.Hash); err != nil {
+			if err := n.oweReceipt(tx, now, o.Peer, o.Hash, w.relay); err != nil {
 				return err
 			}
 		}
@@ -343,20 +345,32 @@ func shownName(a identity.Account, profile string) string {
 	return a.Short() // no name, or one that passes for an account ID
 }
 
-// oweAgain is how soon a receipt is owed again for an envelope that a relay
-// brings again. Its copies at two relays come within minutes of each other.
-const oweAgain = time.Hour
+// oweAgain is how soon a receipt is owed again for an envelope that another relay
+// brings: its copies at two relays come within minutes of each other. Where one
+// relay brings it twice, its sender has left it once more, for it lacks the
+// receipt. relayMark is by how much of their keys relays are told apart here.
+const (
+	oweAgain  = time.Hour
+	relayMark = 8 // bytes
+)
 
 // oweReceipt notes that a receipt is owed for what an envelope held that came
 // through a relay. The same envelope may have come directly before, and its
 // acknowledgement may have been lost.
-func (n *Node) oweReceipt(tx *store.Tx, now time.Time, to identity.Account, hash envelope.Hash) error {
+func (n *Node) oweReceipt(tx *store.Tx, now time.Time, to identity.Account, hash envelope.Hash, from identity.Transport) error {
 	row, err := store.ReceivedEnvelopes.Get(tx, store.ReceivedKey(hash))
-	if err != nil || len(row.Id) != envelope.IDSize || now.Sub(time.UnixMilli(row.Owed)) < oweAgain {
+	if err != nil || len(row.Id) != envelope.IDSize {
 		return err
 	}
-	row.Owed = now.UnixMilli()
-	if err := store.ReceivedEnvelopes.Put(tx, store.ReceivedKey(hash), row); err != nil {
+	again := slices.ContainsFunc(row.Brought, func(b []byte) bool { return slices.Equal(b, from[:relayMark]) })
+	owe := again || now.Sub(time.UnixMilli(row.Owed)) >= oweAgain
+	if owe {
+		row.Owed, row.Brought = now.UnixMilli(), nil
+	}
+	if len(row.Brought) < protocol.MaxRelays {
+		row.Brought = append(row.Brought, slices.Clone(from[:relayMark]))
+	}
+	if err := store.ReceivedEnvelopes.Put(tx, store.ReceivedKey(hash), row); err != nil || !owe {
 		return err
 	}
 	return n.outbox.Owe(tx, now, to, envelope.ID(row.Id))

@@ -67,6 +67,9 @@ func (n *Node) tend(ctx context.Context, t identity.Transport, c *client.Conn) e
 // that are missing.
 func (d *tending) plan() error {
 	info, n := d.c.Info(), d.n
+	if err := d.doubt(info.Store); err != nil {
+		return err
+	}
 	return n.store.Update(func(tx *store.Tx) error {
 		r, err := store.OwnRelays.Get(tx, store.PeerKey(d.t))
 		if err != nil {
@@ -104,6 +107,25 @@ func (d *tending) plan() error {
 		}
 		return n.planQueues(tx, d.t, r)
 	})
+}
+
+// doubt has what waits for receipts left once more if this relay, at which some
+// may have been left, lost its store. It comes before that is noted, so that a
+// crash does not prevent it.
+func (d *tending) doubt(now [relay.StoreIDSize]byte) error {
+	lost := false
+	err := d.n.store.View(func(tx *store.Tx) error {
+		r, err := store.OwnRelays.Get(tx, store.PeerKey(d.t))
+		lost = err == nil && len(r.Store) > 0 && !slices.Equal(r.Store, now[:])
+		return err
+	})
+	for more := lost; more && err == nil; {
+		err = d.n.store.Update(func(tx *store.Tx) (err error) {
+			more, err = d.n.outbox.Doubt(tx)
+			return err
+		})
+	}
+	return err
 }
 
 // ownRow is a queue of this user with its place.
