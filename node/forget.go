@@ -13,10 +13,15 @@ import (
 // emptyAtOnce bounds how many rows one transaction deletes.
 const emptyAtOnce = 1000
 
-// forget deletes a contact and what hangs on it: name, sessions, what waits,
-// and the chat. It is for contacts with few rows; see empty for the others.
+// forget deletes a contact and what hangs on it: name, sessions, queues, what
+// waits or is owed, and the chat. What stays for some weeks are the handshakes and
+// one-time keys that they used, so that nobody can use them again. It is for
+// contacts with few rows; see empty for the others.
 func (n *Node) forget(tx *store.Tx, c *store.Contact) error {
 	if _, err := empty(tx, accountOf(c)); err != nil {
+		return err
+	}
+	if err := unhouse(tx, accountOf(c)); err != nil {
 		return err
 	}
 	if err := store.Names.Delete(tx, store.NameKey(fold(c.Name))); err != nil {
@@ -62,7 +67,67 @@ func empty(tx *store.Tx, a identity.Account) (more bool, err error) {
 	if err == nil {
 		err = wipe(tx, store.SeenIDs, a[:], &left, nil)
 	}
+	if err == nil {
+		err = wipe(tx, store.OwedReceipts, store.OwedTo(a), &left, nil)
+	}
+	if err == nil {
+		err = purge(tx, store.ReceivedEnvelopes, &left, func(r *store.Received) bool { return slices.Equal(r.Account, a[:]) })
+	}
+	if err == nil {
+		err = purge(tx, store.Answers, &left, func(r *store.Answer) bool { return slices.Equal(r.Account, a[:]) })
+	}
 	return left <= 0, err
+}
+
+// purge deletes up to left rows of a table that fit.
+func purge[T any, P interface {
+	*T
+	proto.Message
+}](tx *store.Tx, table store.Table[T, P], left *int, fits func(P) bool) error {
+	for row, err := range table.Scan(tx, nil, nil) {
+		if err != nil {
+			return err
+		}
+		if !fits(row.Value) {
+			continue
+		}
+		if *left <= 0 {
+			return nil
+		}
+		*left--
+		if err := table.Delete(tx, row.Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unhouse gives up the queues of a contact, and takes the account from the rows
+// that stay until their relays have dropped them, and from the links it used.
+func unhouse(tx *store.Tx, a identity.Account) error {
+	for row, err := range store.OwnQueues.Scan(tx, nil, nil) {
+		if err != nil {
+			return err
+		}
+		if q := row.Value; slices.Equal(q.Contact, a[:]) {
+			over := &store.OwnQueue{Seed: q.Seed, Expires: q.Expires, Over: true}
+			if err := store.OwnQueues.Put(tx, row.Key, over); err != nil {
+				return err
+			}
+		}
+	}
+	for row, err := range store.Invites.Scan(tx, nil, nil) {
+		if err != nil {
+			return err
+		}
+		if i := row.Value; slices.Equal(i.UsedBy, a[:]) {
+			i.UsedBy = make([]byte, identity.KeySize) // used, by nobody who is known
+			if err := store.Invites.Put(tx, row.Key, i); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // blank takes from the journal's events after since what they say of an account,

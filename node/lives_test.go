@@ -3,10 +3,14 @@ package node
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"starling/node/store"
+	"starling/protocol/identity"
 )
 
 // Lives of relays and of the people who name them, in virtual time: weeks take
@@ -22,6 +26,82 @@ func away(d time.Duration, vs ...*volunteer) {
 	for _, v := range vs {
 		v.start()
 	}
+}
+
+// holds counts those of some byte strings that are in any row of a person's
+// store, but for some tables.
+func (p *person) holds(some [][]byte, but ...string) int {
+	p.w.Helper()
+	var rows [][]byte
+	err := p.store.View(func(tx *store.Tx) error {
+		for name, read := range map[string]func() error{
+			"selves":       func() error { return gather(tx, store.Selves, &rows) },
+			"prekeys":      func() error { return gather(tx, store.PreKeys, &rows) },
+			"handshakes":   func() error { return gather(tx, store.Handshakes, &rows) },
+			"contacts":     func() error { return gather(tx, store.Contacts, &rows) },
+			"names":        func() error { return gather(tx, store.Names, &rows) },
+			"invites":      func() error { return gather(tx, store.Invites, &rows) },
+			"sessions":     func() error { return gather(tx, store.Sessions, &rows) },
+			"owners":       func() error { return gather(tx, store.SessionOwners, &rows) },
+			"skipped":      func() error { return gather(tx, store.SkippedKeys, &rows) },
+			"outbox":       func() error { return gather(tx, store.Outbox, &rows) },
+			"unacked":      func() error { return gather(tx, store.Unacked, &rows) },
+			"history":      func() error { return gather(tx, store.History, &rows) },
+			"messages":     func() error { return gather(tx, store.Messages, &rows) },
+			"seen":         func() error { return gather(tx, store.SeenIDs, &rows) },
+			"received":     func() error { return gather(tx, store.ReceivedEnvelopes, &rows) },
+			"journal":      func() error { return gather(tx, store.Journal, &rows) },
+			"peers":        func() error { return gather(tx, store.Peers, &rows) },
+			"meta":         func() error { return gather(tx, store.Meta, &rows) },
+			"own relays":   func() error { return gather(tx, store.OwnRelays, &rows) },
+			"own queues":   func() error { return gather(tx, store.OwnQueues, &rows) },
+			"answers":      func() error { return gather(tx, store.Answers, &rows) },
+			"owed":         func() error { return gather(tx, store.OwedReceipts, &rows) },
+			"sealing keys": func() error { return gather(tx, store.SealingKeys, &rows) },
+			"seen sealed":  func() error { return gather(tx, store.SeenSealed, &rows) },
+			"pool keys":    func() error { return gather(tx, store.PoolKeys, &rows) },
+			"used":         func() error { return gather(tx, store.UsedOneTime, &rows) },
+		} {
+			if slices.Contains(but, name) {
+				continue
+			}
+			if err := read(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		p.w.Fatal(err)
+	}
+	if some == nil {
+		return len(rows)
+	}
+	n := 0
+	for _, s := range some {
+		if slices.ContainsFunc(rows, func(row []byte) bool { return bytes.Contains(row, s) }) {
+			n++
+		}
+	}
+	return n
+}
+
+// gather appends the keys and the contents of all rows of a table.
+func gather[T any, P interface {
+	*T
+	proto.Message
+}](tx *store.Tx, table store.Table[T, P], rows *[][]byte) error {
+	for r, err := range table.Scan(tx, nil, nil) {
+		if err != nil {
+			return err
+		}
+		b, err := proto.Marshal(r.Value)
+		if err != nil {
+			return err
+		}
+		*rows = append(*rows, append(slices.Clone(r.Key), b...))
+	}
+	return nil
 }
 
 // twoAway are Ada and Bo, who are contacts, in a network with three relays. Ada
@@ -280,6 +360,142 @@ func TestReceiptsLostWithARelaysDisk(t *testing.T) {
 		a.stop()
 		b.start()
 		b.heard("Ada", "have you read this")
+	})
+}
+
+// queueOf returns the ID of a contact's queue.
+func (p *person) queueOf(q *person, v *volunteer) (id [32]byte, ok bool) {
+	p.w.Helper()
+	err := p.store.View(func(tx *store.Tx) error {
+		row, queue, err := ownQueue(tx, identity.Transport(v.self()), q.id[:])
+		id, ok = queue, row != nil && row.Expires != 0
+		return err
+	})
+	if err != nil {
+		p.w.Fatal(err)
+	}
+	return id, ok
+}
+
+// Who is blocked loses the queue, who is unblocked gets another, and of who is
+// removed nothing is left, at the relay and here.
+func TestQueuesGoWithTheirContacts(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		a, b, relays := twoAway(w, m, []int{1}, []int{0})
+		defer end([]*person{a, b}, relays)
+		one := relays[0]
+		queues := func(want int) {
+			t.Helper()
+			w.eventually("the queues at the relay", func() bool { return one.Status().Service.Queues == want })
+		}
+		queues(2)
+		before, ok := b.queueOf(a, one)
+		if !ok {
+			t.Fatal("Ada has no queue")
+		}
+		if _, err := b.BlockContact(w.ctx, "Ada"); err != nil {
+			t.Fatal(err)
+		}
+		queues(1)
+		if _, err := b.UnblockContact(w.ctx, "Ada"); err != nil {
+			t.Fatal(err)
+		}
+		queues(2)
+		w.eventually("another queue", func() bool {
+			after, ok := b.queueOf(a, one)
+			return ok && after != before
+		})
+		// Ada was told of it, and can write there.
+		b.told(a, 1)
+		b.tell(a, "again")
+		b.stop()
+		id := a.say("Bo", "through the new queue")
+		a.stored(id, 1)
+		a.stop()
+		b.start()
+		b.until(textOf("Ada", "through the new queue"))
+
+		// Something of each kind is there when she is removed.
+		err := b.store.Update(func(tx *store.Tx) error {
+			return errors.Join(
+				store.OwedReceipts.Put(tx, store.OwedKey(a.id, [16]byte{1}), &store.Owed{Dies: time.Now().Add(time.Hour).UnixMilli()}),
+				store.Answers.Put(tx, store.UnackedKey([32]byte{1}), &store.Answer{Account: a.id[:], Left: true, Dies: time.Now().Add(time.Hour).UnixMilli()}),
+				store.Invites.Put(tx, store.InviteKey([16]byte{1}), &store.Invite{Id: make([]byte, 16), Token: make([]byte, 16), UsedBy: a.id[:]}),
+			)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		her := [][]byte{a.id[:]}
+		if b.holds(her) != 1 {
+			t.Error("the search finds nothing")
+		}
+		if err := b.RemoveContact(w.ctx, "Ada"); err != nil {
+			t.Fatal(err)
+		}
+		// What keeps handshakes and one-time keys from being used again names her
+		// for some weeks, and so does the event that she was removed.
+		if b.holds(her, "handshakes", "used", "journal") != 0 {
+			t.Error("something names who was removed")
+		}
+		queues(1)
+		w.eventually("the row to go", func() bool {
+			n := 0
+			err := b.store.View(func(tx *store.Tx) error {
+				for _, err := range store.OwnQueues.Scan(tx, nil, nil) {
+					if err != nil {
+						return err
+					}
+					n++
+				}
+				return nil
+			})
+			return err == nil && n == 1
+		})
+	})
+}
+
+// A relay that is left is read until nothing can come any more, and then its
+// queues are dropped. Contacts are told at once, and who is blocked meanwhile
+// loses the queue there too.
+func TestRelayIsLeft(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		a, b, relays := twoAway(w, m, []int{1}, []int{0, 2})
+		defer end([]*person{a, b}, relays)
+		one := relays[0]
+		b.stop()
+		id := a.say("Bo", "on its way")
+		a.stored(id, 2)
+		a.stop()
+		relays[2].stop() // so that it comes from the one that is left
+		b.start()
+		if err := b.RemoveRelay(w.ctx, peerOf(identity.Transport(one.self())).String()); err != nil {
+			t.Fatal(err)
+		}
+		b.until(textOf("Ada", "on its way"))
+		relays[2].start()
+		b.told(a, 1)
+		if q := one.Status().Service.Queues; q != 2 {
+			t.Errorf("%d queues are at the relay that is left", q)
+		}
+		b.stop()
+		a.start()
+		a.delivered(id)
+		a.knows(b, 1)
+		a.stop()
+		b.start()
+		if _, err := b.BlockContact(w.ctx, "Ada"); err != nil {
+			t.Fatal(err)
+		}
+		w.eventually("her queue to go", func() bool { return one.Status().Service.Queues == 1 })
+		b.stop()
+
+		away(leavingLife, relays...)
+		b.start()
+		w.eventually("the relay to be forgotten", func() bool {
+			list, err := b.Relays(w.ctx)
+			return err == nil && len(list) == 1 && one.Status().Service.Queues == 0
+		})
 	})
 }
 

@@ -30,15 +30,12 @@ func wantsQueue(c *store.Contact) bool {
 // planQueues makes the rows of the queues that this user needs at a relay, and
 // marks those that nobody needs. The relay makes and drops them later.
 func (n *Node) planQueues(tx *store.Tx, t identity.Transport, r *store.OwnRelay) error {
-	need := map[string]bool{}
-	if r.Leaving == 0 {
-		need[""] = true // the contact box
-		for row, err := range store.Contacts.Scan(tx, nil, nil) {
-			if err != nil {
-				return err
-			}
-			need[string(row.Value.Account)] = wantsQueue(row.Value)
+	need := map[string]bool{"": true} // the contact box
+	for row, err := range store.Contacts.Scan(tx, nil, nil) {
+		if err != nil {
+			return err
 		}
+		need[string(row.Value.Account)] = wantsQueue(row.Value)
 	}
 	has := map[string]bool{}
 	for row, err := range store.OwnQueues.Scan(tx, store.OwnQueuesAt(t), nil) {
@@ -50,14 +47,15 @@ func (n *Node) planQueues(tx *store.Tx, t identity.Transport, r *store.OwnRelay)
 			continue
 		}
 		has[string(q.Contact)] = true
-		// While a relay is left, what is on its way there is read still: only
-		// who was shut out loses the queue at once.
-		if gone := r.Leaving == 0 && !need[string(q.Contact)]; gone {
+		if !need[string(q.Contact)] {
 			q.Over = true
 			if err := store.OwnQueues.Put(tx, row.Key, q); err != nil {
 				return err
 			}
 		}
+	}
+	if r.Leaving != 0 {
+		return nil // what is on its way there is read still
 	}
 	for contact, needed := range need {
 		if !needed || has[contact] {

@@ -235,7 +235,7 @@ const (
 // The error is one of the store, or errHold: it is shown again.
 func (n *Node) takeEntry(tx *store.Tx, t identity.Transport, e client.Entry) (fate, error) {
 	q, err := store.OwnQueues.Get(tx, store.OwnQueueKey(t, e.Queue))
-	if errors.Is(err, store.ErrNotFound) {
+	if errors.Is(err, store.ErrNotFound) || err == nil && q.Over {
 		return gone, nil // the queue was given up
 	}
 	if err != nil {
