@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"slices"
 	"testing"
@@ -9,8 +10,11 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"starling/node/relay/client"
 	"starling/node/store"
+	"starling/protocol/envelope"
 	"starling/protocol/identity"
+	"starling/protocol/relay"
 )
 
 // Lives of relays and of the people who name them, in virtual time: weeks take
@@ -561,5 +565,87 @@ func TestErrorThroughARelayRepairsTheSession(t *testing.T) {
 		b.stop()
 		a.start()
 		a.delivered(id)
+	})
+}
+
+// A relay that brings what nobody can open leaves no row, and is marked.
+func TestGarbageOfARelayLeavesNothing(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		a, b, relays := twoAway(w, m, []int{1}, []int{0})
+		defer end([]*person{a, b}, relays)
+		one := relays[0]
+		queue, _ := b.queueOf(a, one)
+		var garbage []client.Entry
+		sizes := envelope.SealedSizes()
+		for i := range 1000 {
+			blob := make([]byte, sizes[i%3])
+			rand.Read(blob)
+			garbage = append(garbage, client.Entry{Queue: queue, ID: uint64(1 + i), Blob: blob})
+		}
+		before := b.holds(nil)
+		done, useless, err := b.takeMail(identity.Transport(one.self()), garbage)
+		if err != nil || len(done) != len(garbage) || useless != len(garbage) {
+			t.Errorf("%d entries are done, %d useless, %v", len(done), useless, err)
+		}
+		if after := b.holds(nil); after != before {
+			t.Errorf("%d rows became %d", before, after)
+		}
+
+		// What comes to a queue that was given up is not looked at, and says nothing of
+		// the relay.
+		seed, err := identity.NewSecret(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		over := relay.NewReaderKey(seed).Reader().Queue()
+		err = b.store.Update(func(tx *store.Tx) error {
+			row := &store.OwnQueue{Seed: seed.Bytes(), Contact: a.id[:], Over: true}
+			return store.OwnQueues.Put(tx, store.OwnQueueKey(identity.Transport(one.self()), over), row)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		garbage[0].Queue = over
+		if done, useless, err := b.takeMail(identity.Transport(one.self()), garbage[:1]); err != nil || len(done) != 1 || useless != 0 {
+			t.Errorf("of a queue that was given up %d entries are done, %d useless, %v", len(done), useless, err)
+		}
+
+		// The same through the relay: Ada has gone mad.
+		d, err := a.dropFor(b.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		state := func() string {
+			list, err := b.Relays(w.ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return list[0].State
+		}
+		for i := range 3 {
+			err = a.depositor.Do(w.ctx, d.boxes[0].Relay, func(c *client.Conn) error {
+				var deposits []client.Deposit
+				for range 100 {
+					blob := make([]byte, sizes[0])
+					rand.Read(blob)
+					deposits = append(deposits, client.Deposit{
+						Queue: queue, Blob: blob, Expires: c.Time().Add(24*time.Hour).Unix() / 3600 * 3600, Capability: d.boxes[0].Capability,
+					})
+				}
+				for _, o := range c.Deposit(w.ctx, deposits) {
+					if o.Err != nil {
+						return o.Err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.eventually("the garbage to go", func() bool { return one.Status().Messages == 0 })
+			if s := state(); (i == 2) != (s == "suspect") {
+				t.Errorf("after %d entries the relay is %s", 100*(i+1), s)
+			}
+		}
 	})
 }

@@ -175,6 +175,9 @@ func (n *Node) relayOf(tx *store.Tx, t identity.Transport, row *store.OwnRelay) 
 		r.State, r.Detail = "waiting", "not reached: "+fault.Error()
 	case r.Queues == 0:
 		r.State, r.Detail = "new", "not in use yet"
+	case st.Useless > protocol.MaxPoll:
+		r.State = "suspect"
+		r.Detail = fmt.Sprintf("the last %d things that it brought were of no use: it, or strangers through it, sends what nobody can open; if that goes on, leave it", st.Useless)
 	default:
 		r.State = "used"
 	}
