@@ -332,7 +332,7 @@ func TestRevokedExpiredAndRotatedLinks(t *testing.T) {
 	}
 	w.eventually("a record under the new lookup secret", func() bool { return !served(d, a, old) })
 	d.add(old, "Ada")
-	w.eventually("an attempt", func() bool { return strings.Contains(d.contact("Ada").Detail, errNotFound.Error()) })
+	w.eventually("an attempt", func() bool { return strings.Contains(d.contact("Ada").Detail, errNoRecord.Error()) })
 	if a.has("Di") {
 		t.Fatal("a rotated link leads here")
 	}

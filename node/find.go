@@ -13,6 +13,7 @@ import (
 	"github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
+	"starling/dht"
 	"starling/dht/record"
 	"starling/node/store"
 	"starling/protocol"
@@ -31,6 +32,7 @@ const (
 // What a search that failed says to the user.
 var (
 	errNotFound = errors.New("nobody who was asked knows where they are")
+	errNoRecord = errors.New("their record is not in the network: it ends two weeks after they were last online (a day, if they have no relay), and when they take their links back")
 	errNoAnswer = errors.New("their record was found, and none of the addresses in it answers from here")
 )
 
@@ -183,7 +185,10 @@ func (n *Node) reachPeer(ctx context.Context, a identity.Account) (peer.ID, erro
 	missing := errNotFound
 	for _, search := range n.searches(c) {
 		bodies, err := search(ctx, c)
-		if err != nil {
+		if errors.Is(err, errNoRecord) && missing == errNotFound {
+			missing, err = errNoRecord, nil
+		}
+		if err != nil && !errors.Is(err, errNoRecord) {
 			return "", err
 		}
 		for _, body := range bodies {
@@ -290,7 +295,8 @@ func (n *Node) fetch(ctx context.Context, p peer.ID, c *store.Contact) (record.B
 	return body, err == nil
 }
 
-// askDHT looks the contact up.
+// askDHT looks the contact up. The error is errNoRecord if those who would know
+// were asked.
 func (n *Node) askDHT(ctx context.Context, c *store.Contact) ([]record.Body, error) {
 	if n.dht.Peers() == 0 {
 		return nil, nil
@@ -298,8 +304,11 @@ func (n *Node) askDHT(ctx context.Context, c *store.Contact) ([]record.Body, err
 	ctx, cancel := context.WithTimeout(ctx, lookupTime)
 	defer cancel()
 	body, err := n.dht.Lookup(ctx, accountOf(c), identity.LookupSecret(c.LookupSecret), versionOf(c))
-	if err != nil {
-		return nil, nil //nolint:nilerr // not found is an answer, and the next attempt asks again
+	switch {
+	case errors.Is(err, dht.ErrNotFound):
+		return nil, errNoRecord
+	case err != nil:
+		return nil, nil //nolint:nilerr // the next attempt asks again
 	}
 	return []record.Body{body}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"starling/node/relay/client"
 	"starling/node/store"
+	"starling/protocol"
 	"starling/protocol/envelope"
 	"starling/protocol/identity"
 	"starling/protocol/relay"
@@ -30,6 +32,36 @@ func away(d time.Duration, vs ...*volunteer) {
 	for _, v := range vs {
 		v.start()
 	}
+}
+
+// secrets returns the private halves that open what strangers send.
+func (p *person) secrets() (all [][]byte) {
+	p.w.Helper()
+	err := p.store.View(func(tx *store.Tx) error {
+		for r, err := range store.PreKeys.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			all = append(all, r.Value.X25519Seed, r.Value.KemSeed)
+		}
+		for r, err := range store.PoolKeys.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			all = append(all, r.Value.X25519Seed, r.Value.KemSeed)
+		}
+		for r, err := range store.SealingKeys.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			all = append(all, r.Value.Seed)
+		}
+		return nil
+	})
+	if err != nil {
+		p.w.Fatal(err)
+	}
+	return all
 }
 
 // holds counts those of some byte strings that are in any row of a person's
@@ -106,6 +138,112 @@ func gather[T any, P interface {
 		*rows = append(*rows, append(slices.Clone(r.Key), b...))
 	}
 	return nil
+}
+
+// Bo is away for 13 days. His relays publish his record, a stranger's first
+// message waits there, and he reads it when he is back. When the time of his keys
+// is over, none of them is in his store.
+func TestOwnerAwayForThirteenDays(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		one := w.volunteerIn(m, 1)
+		defer one.stop()
+		net := one.Status().Bootstrap
+		two := w.volunteerIn(m, 2, net...)
+		defer two.stop()
+		on := func(p *person) { p.cfg.Bootstrap = net }
+		b := w.person("Bo", m.at(3), on)
+		defer b.stop()
+		b.uses(one, two)
+		link := w.bare(b.invite(true))
+		b.published(2)
+		old := b.secrets()
+		if n := b.holds(old); n != len(old) || n < 2*protocol.PoolKeys {
+			t.Fatalf("%d of %d private halves found in the store", n, len(old))
+		}
+		b.stop()
+
+		away(13*24*time.Hour, one, two)
+		a := w.person("Ada", m.at(4), on)
+		defer a.stop()
+		a.uses(one, two)
+		a.add(link, "Bo")
+		id := a.say("Bo", "thirteen days later")
+		sent := a.stored(id, 2)
+		if d := time.Until(sent.Until); d < protocol.BoxLife-3*time.Hour || d > protocol.BoxLife {
+			t.Errorf("it is kept for %v", d)
+		}
+		a.stop()
+
+		b.start()
+		b.until(requestOf("Ada"))
+		if _, err := b.AcceptContact(w.ctx, "Ada", ""); err != nil {
+			t.Fatal(err)
+		}
+		b.until(textOf("Ada", "thirteen days later"))
+		b.told(a, 2)
+		b.stop()
+		a.start()
+		a.delivered(id)
+		a.stop()
+
+		// Keys of a pool are the last to die. Sealing keys live on until a later
+		// one was given out, which it is now.
+		away(protocol.PoolKeyLife+16*24*time.Hour, one, two)
+		b.start()
+		time.Sleep(2 * time.Hour)
+		if n := b.holds(old); n != 0 {
+			t.Errorf("%d of %d old private halves are still there", n, len(old))
+		}
+		if n := len(b.secrets()); n == 0 {
+			t.Error("and there are no others")
+		}
+	})
+}
+
+// After the 14 days for which records were made ahead nobody finds Bo any more,
+// and is told so in plain words: at once where they look, and for good when their
+// message is over.
+func TestOwnerAwayForFifteenDays(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		one := w.volunteerIn(m, 1)
+		defer one.stop()
+		net := one.Status().Bootstrap
+		on := func(p *person) { p.cfg.Bootstrap = net }
+		b := w.person("Bo", m.at(3), on)
+		defer b.stop()
+		b.uses(one)
+		link := w.bare(b.invite(true))
+		b.published(1)
+		b.stop()
+
+		away((protocol.DaysAhead+2)*24*time.Hour, one)
+		a := w.person("Ada", m.at(4), on)
+		defer a.stop()
+		a.add(link, "Bo")
+		id := a.say("Bo", "is anybody there")
+		const plain = "two weeks after they were last online"
+		w.eventually("the reason", func() bool { return strings.Contains(a.contact("Bo").Detail, plain) })
+		got, err := a.WaitMessage(w.ctx, id, "stored", time.Millisecond)
+		if err != nil || got.State != "queued" || !strings.Contains(got.Reason, plain) {
+			t.Errorf("the message is %s: %q, %v", got.State, got.Reason, err)
+		}
+		why, err := a.Doctor(w.ctx, "Bo")
+		if err != nil || !slices.ContainsFunc(why, func(f Finding) bool { return strings.Contains(f.Text+f.Hint, plain) }) {
+			t.Errorf("the doctor says %+v, %v", why, err)
+		}
+		a.stop()
+		away(protocol.MessageLife-time.Hour, one)
+		a.start()
+		w.eventually("the reason again", func() bool { return strings.Contains(a.contact("Bo").Detail, plain) })
+		time.Sleep(time.Until(got.Expires))
+		w.eventually("the failure", func() bool {
+			got, err = a.WaitMessage(w.ctx, id, "delivered", time.Millisecond)
+			return err == nil && got.State == "failed"
+		})
+		if !strings.Contains(got.Reason, "not delivered within 14 days") || !strings.Contains(got.Reason, plain) {
+			t.Errorf("the message failed: %q", got.Reason)
+		}
+	})
 }
 
 // twoAway are Ada and Bo, who are contacts, in a network with three relays. Ada
@@ -564,6 +702,40 @@ func TestErrorThroughARelayRepairsTheSession(t *testing.T) {
 		w.eventually("the receipt to be left", func() bool { return b.owes(a) == 0 })
 		b.stop()
 		a.start()
+		a.delivered(id)
+	})
+}
+
+// A first message that is too long for a contact box says so wherever somebody
+// looks, and arrives when both are online.
+func TestLongFirstMessageSaysWhyItWaits(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		one := w.volunteerIn(m, 1)
+		on := func(p *person) { p.cfg.Bootstrap = one.Status().Bootstrap }
+		b := w.person("Bo", m.at(2), on)
+		b.uses(one)
+		link := w.bare(b.invite(false))
+		b.published(1)
+		b.stop()
+		a := w.person("Ada", m.at(3), on)
+		defer end([]*person{a, b}, []*volunteer{one})
+		a.add(link, "Bo")
+		id := a.say("Bo", strings.Repeat("x", 10_000))
+		const plain = "too long to wait at a relay"
+		w.eventually("the reason", func() bool { return strings.Contains(a.contact("Bo").Detail, plain) })
+		got, err := a.WaitMessage(w.ctx, id, "stored", time.Millisecond) // as send prints it
+		if err != nil || got.State != "queued" || !strings.Contains(got.Reason, plain) {
+			t.Errorf("the message is %s: %q, %v", got.State, got.Reason, err)
+		}
+		list, err := a.History(w.ctx, "Bo", 0, "")
+		if err != nil || len(list) != 1 || !strings.Contains(list[0].Reason, plain) {
+			t.Errorf("the history says %+v, %v", list, err)
+		}
+		why, err := a.Doctor(w.ctx, "Bo")
+		if err != nil || !slices.ContainsFunc(why, func(f Finding) bool { return f.Check == "queue" && strings.Contains(f.Hint, plain) }) {
+			t.Errorf("the doctor says %+v, %v", why, err)
+		}
+		b.start()
 		a.delivered(id)
 	})
 }

@@ -32,6 +32,10 @@ const (
 // errNoKey says, for the user, why nothing can be left for a contact.
 var errNoKey = errors.New("no key of theirs is known to seal with for a relay; their record is looked for")
 
+// errLong says, for the user, why a message to somebody who has not answered yet
+// is at no relay.
+var errLong = errors.New("too long to wait at a relay for somebody who has not answered yet: at most about 3,500 bytes can; it goes when both of you are online, or when they have answered")
+
 // A drop is where and how something is left for a contact.
 type drop struct {
 	boxes []relay.Mailbox
@@ -173,6 +177,9 @@ func (m mailer) Leave(ctx context.Context, peer identity.Account, letters []outb
 	}
 	for i := range letters {
 		if lacks(i) > 0 {
+			if len(errs) > 0 && !slices.ContainsFunc(errs, func(err error) bool { return !errors.Is(err, errLong) }) {
+				return left, errLong
+			}
 			return left, errors.Join(errs...)
 		}
 	}
@@ -186,6 +193,7 @@ func (n *Node) leaveAt(ctx context.Context, d *drop, box relay.Mailbox, letters 
 	defer cancel()
 	copies := map[int]*store.Copy{}
 	var refused error
+	long := false
 	err := n.depositor.Do(ctx, box.Relay, func(c *client.Conn) error {
 		info := c.Info()
 		n.heed(box.Relay.Transport, info)
@@ -196,6 +204,10 @@ func (n *Node) leaveAt(ctx context.Context, d *drop, box relay.Mailbox, letters 
 		var of []int
 		for _, i := range batch {
 			x, ok, err := n.sealed(d, box, c, letters[i])
+			if errors.Is(err, errLong) {
+				long = true
+				continue
+			}
 			if err != nil {
 				return err
 			}
@@ -222,6 +234,8 @@ func (n *Node) leaveAt(ctx context.Context, d *drop, box relay.Mailbox, letters 
 	}
 	if err != nil {
 		err = fmt.Errorf("relay %s: %w", shortID(peerOf(box.Relay.Transport).String()), err)
+	} else if long {
+		err = errLong
 	}
 	return copies, err
 }
@@ -244,8 +258,8 @@ func (n *Node) workInstead(ctx context.Context, c *client.Conn, deposits []clien
 	return outcomes
 }
 
-// sealed makes the deposit of a letter at a relay; ok is false if it does not fit
-// or is not worth it any more.
+// sealed makes the deposit of a letter at a relay; ok is false if it is not worth
+// it any more. The error is errLong if it does not fit.
 func (n *Node) sealed(d *drop, box relay.Mailbox, c *client.Conn, l outbox.Letter) (x client.Deposit, ok bool, err error) {
 	kind := wire.QueueKind_QUEUE_KIND_BOX
 	life := protocol.BoxLife
@@ -267,8 +281,11 @@ func (n *Node) sealed(d *drop, box relay.Mailbox, c *client.Conn, l outbox.Lette
 	if err != nil {
 		return x, false, err
 	}
-	if expires <= c.Time().Unix() || box.Capability == nil && len(blob) > protocol.BoxDeposit {
+	if expires <= c.Time().Unix() {
 		return x, false, nil
+	}
+	if box.Capability == nil && len(blob) > protocol.BoxDeposit {
+		return x, false, errLong
 	}
 	x = client.Deposit{Queue: box.Queue, Blob: blob, Expires: expires, Capability: box.Capability}
 	if box.Capability == nil {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -19,6 +20,8 @@ func (n *Node) waiting(a identity.Account) string {
 		return ""
 	case r.Held:
 		return "waiting for them to accept"
+	case errors.Is(r.Deposit.Err, errLong): // whatever else is wrong
+		return errLong.Error()
 	case r.Err != nil:
 		return r.Err.Error()
 	}

@@ -441,6 +441,8 @@ func (o *Outbox) expire(tx *store.Tx, now time.Time, peer identity.Account) erro
 			return err
 		} else if e != nil && e.State == store.Entry_QUEUED && e.Reason != "" {
 			reason += ": " + e.Reason
+		} else if last, ok := o.Report(peer); e != nil && e.State == store.Entry_QUEUED && ok && last.Err != nil {
+			reason += ": " + last.Err.Error()
 		} else if e != nil && e.State == store.Entry_STORED {
 			reason += ": it was left at relays, and no receipt came back"
 		}

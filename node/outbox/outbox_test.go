@@ -475,14 +475,14 @@ func TestExpiry(t *testing.T) {
 		b.send(bob, "two")
 		b.wantLines(bob, "one queued", "two queued")
 		time.Sleep(time.Minute + time.Second)
-		b.wantLines(bob, "one failed not delivered within 14 days", "two queued")
+		b.wantLines(bob, "one failed not delivered within 14 days: not reachable", "two queued")
 		time.Sleep(time.Hour)
 		b.wantLines(eve, "held back failed not delivered within 14 days")
 		b.n.mu.Lock()
 		b.n.err = nil
 		b.n.mu.Unlock()
 		time.Sleep(10 * time.Minute)
-		b.wantLines(bob, "one failed not delivered within 14 days", "two delivered")
+		b.wantLines(bob, "one failed not delivered within 14 days: not reachable", "two delivered")
 		b.wantEmpty()
 		if want := []string{"two"}; !slices.Equal(b.n.got(), want) {
 			t.Errorf("shown %q, want %q", b.n.got(), want)
