@@ -34,7 +34,7 @@ var errNoKey = errors.New("no key of theirs is known to seal with for a relay; t
 
 // errLong says, for the user, why a message to somebody who has not answered yet
 // is at no relay.
-var errLong = errors.New("too long to wait at a relay for somebody who has not answered yet: at most about 3,500 bytes can; it goes when both of you are online, or when they have answered")
+var errLong = errors.New("too long to wait at a relay for somebody who has not answered yet: about 3,000 bytes can; it goes when both of you are online, or when they have answered")
 
 // A drop is where and how something is left for a contact.
 type drop struct {
