@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"time"
 
 	"starling/node/relay/spool"
 	"starling/node/store"
@@ -200,13 +201,17 @@ func (s *Service) expire(ctx context.Context) error {
 	var over, boxes []*queue
 	s.mu.Lock()
 	s.stamps.forget(now)
+	look := now >= s.boxed+int64(expireBoxes/time.Second) || now < s.boxed
+	if look {
+		s.boxed = now
+	}
 	for _, q := range s.queues {
 		s.measureLocked(q)
 		switch {
 		case q.gone:
 		case q.row.Expires <= now && q.messages == 0 && q.inflight.messages == 0:
 			over = append(over, q)
-		case q.row.Keys > 0 || q.row.Records > 0 || q.row.Blobs > 0:
+		case look && (q.row.Keys > 0 || q.row.Records > 0 || q.row.Blobs > 0):
 			boxes = append(boxes, q)
 		}
 	}

@@ -206,7 +206,7 @@ func TestRecordsAreHeldForTheirDay(t *testing.T) {
 	}
 	dueAt := func(d time.Duration) [][32]byte {
 		w.clock.at = start.Add(d)
-		keys, err := w.due(map[[32]byte]time.Time{})
+		keys, _, err := w.due(map[[32]byte]time.Time{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -240,7 +240,8 @@ func TestRecordsAreHeldForTheirDay(t *testing.T) {
 	}
 }
 
-// Run publishes what is due, again after six hours, and not what was dropped.
+// Run publishes what is due, again after six hours, and not what was dropped; what
+// is left later or fails, within a minute.
 func TestRecordsArePublishedOnTheirDay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		published := map[[32]byte]int{}
@@ -252,6 +253,9 @@ func TestRecordsArePublishedOnTheirDay(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				published[r.Key]++
+				if published[r.Key] == 1 {
+					return errors.New("nobody is there")
+				}
 				return nil
 			}
 		})
@@ -259,20 +263,28 @@ func TestRecordsArePublishedOnTheirDay(t *testing.T) {
 		c := w.caller()
 		b, dropped := c.queue(box), c.queue(box)
 		today := dayOf(time.Now())
-		now, next, never := fakeRecord(today), fakeRecord(today+1), fakeRecord(today+1)
+		now, next, never, late := fakeRecord(today), fakeRecord(today+1), fakeRecord(today+1), fakeRecord(today)
 		c.want(isOK, recordsRequest(b.id, false, now, next))
 		c.want(isOK, recordsRequest(dropped.id, false, never))
 		c.want(isOK, dropRequest(dropped.id))
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { w.publish(ctx) })
-		time.Sleep(48 * time.Hour) // from midnight UTC, as bubbles begin
+		time.Sleep(3*time.Hour + publishLook/2) // from midnight UTC, as bubbles begin
+		c.want(isOK, recordsRequest(b.id, false, late))
+		time.Sleep(2 * publishLook)
+		mu.Lock()
+		if got := published[sha256.Sum256(late)]; got != 2 {
+			t.Errorf("what was left two minutes ago was tried %d times, want 2", got)
+		}
+		mu.Unlock()
+		time.Sleep(45 * time.Hour)
 		cancel()
 		wg.Wait()
 		for name, x := range map[string]struct {
 			rec  []byte
 			want int
-		}{"today's": {now, 4}, "tomorrow's": {next, 5}, "the dropped": {never, 0}} {
+		}{"today's": {now, 5}, "tomorrow's": {next, 6}, "the late": {late, 5}, "the dropped": {never, 0}} {
 			if got := published[sha256.Sum256(x.rec)]; got != x.want {
 				t.Errorf("%s record was published %d times, want %d", name, got, x.want)
 			}

@@ -13,7 +13,7 @@ import (
 
 const (
 	recordsAhead = 16            // days ahead of today that a record may be for
-	publishLook  = time.Minute   // between two looks for records that are due
+	publishLook  = time.Minute   // between two looks whether there are new records
 	publishAgain = 6 * time.Hour // between two publications of a record
 	publishEarly = time.Hour     // before its day, as the owner does (SPEC §10.5)
 )
@@ -78,6 +78,7 @@ func (c *client) putRecords(m *wire.RelayPutRecords) (*wire.RelayAnswer, error) 
 		held = row.Records
 		return nil
 	})
+	s.records.Store(true)
 	return count(held), err
 }
 
@@ -114,29 +115,17 @@ func (s *Service) expireRecords(tx *store.Tx, id relay.QueueID, row *store.Relay
 	return nil
 }
 
-// publish publishes records that are due, until ctx ends.
+// publish publishes records that are due, until ctx ends. It looks through those
+// that are held when there are new ones, and when one of them becomes due.
 func (s *Service) publish(ctx context.Context) {
 	every := time.NewTicker(publishLook)
 	defer every.Stop()
 	done := map[[32]byte]time.Time{} // when each was last published
+	var looked, next time.Time
 	for {
-		due, err := s.due(done)
-		if err != nil {
-			s.log.Warn("looking for records to publish", "error", err)
-		}
-		for _, key := range due {
-			rec, err := s.held(key)
-			if err != nil || rec.Bytes == nil {
-				continue // dropped meanwhile, or tried at the next look
-			}
-			if err := s.cfg.Publish(ctx, rec); err != nil {
-				if ctx.Err() != nil {
-					return
-				}
-				s.log.Debug("record not published", "error", err)
-				continue
-			}
-			done[rec.Key] = s.now()
+		now := s.now()
+		if s.records.Swap(false) || !now.Before(next) || now.Before(looked) { // last: somebody set the clock
+			looked, next = now, s.publishDue(ctx, done)
 		}
 		select {
 		case <-ctx.Done():
@@ -146,16 +135,54 @@ func (s *Service) publish(ctx context.Context) {
 	}
 }
 
+// publishDue publishes what is due, and returns when to look again.
+func (s *Service) publishDue(ctx context.Context, done map[[32]byte]time.Time) (next time.Time) {
+	due, next, err := s.due(done)
+	if err != nil {
+		s.log.Warn("looking for records to publish", "error", err)
+		next = s.now()
+	}
+	for _, key := range due {
+		rec, err := s.held(key)
+		if err != nil {
+			next = s.now()
+		}
+		if err != nil || rec.Bytes == nil {
+			continue // tried at the next look, or dropped meanwhile
+		}
+		if err := s.cfg.Publish(ctx, rec); err != nil {
+			if ctx.Err() != nil {
+				return next
+			}
+			s.log.Debug("record not published", "error", err)
+			next = s.now()
+			continue
+		}
+		done[rec.Key] = s.now()
+	}
+	return next
+}
+
 // due returns the rows of records of today, or tomorrow's shortly before, that
-// were not published lately. It forgets what it knows of other days.
-func (s *Service) due(done map[[32]byte]time.Time) (keys []store.RowKey, err error) {
+// were not published lately, and when there may be more if those are. It forgets
+// what it knows of other days.
+func (s *Service) due(done map[[32]byte]time.Time) (keys []store.RowKey, next time.Time, err error) {
 	now := s.now()
+	next = now.Add(publishAgain)
 	for k, at := range done {
-		if now.Sub(at) >= publishAgain {
+		again := at.Add(publishAgain)
+		if !now.Before(again) {
 			delete(done, k)
+		} else if again.Before(next) {
+			next = again
 		}
 	}
-	today, next := dayOf(now), dayOf(now.Add(publishEarly))
+	today, tomorrow := dayOf(now), dayOf(now.Add(publishEarly))
+	if tomorrow == today {
+		if early := now.Truncate(24 * time.Hour).Add(24*time.Hour - publishEarly); early.Before(next) {
+			next = early
+		}
+	}
 	err = s.db.View(func(tx *store.Tx) error {
 		for r, err := range store.RelayRecords.Scan(tx, nil, nil) {
 			if errors.Is(err, store.ErrDamaged) {
@@ -165,13 +192,13 @@ func (s *Service) due(done map[[32]byte]time.Time) (keys []store.RowKey, err err
 				return err
 			}
 			_, lately := done[[32]byte(r.Key[relay.QueueIDSize:])]
-			if d := r.Value.Day; !lately && (d == today || d == next) {
+			if d := r.Value.Day; !lately && (d == today || d == tomorrow) {
 				keys = append(keys, r.Key)
 			}
 		}
 		return nil
 	})
-	return keys, err
+	return keys, next, err
 }
 
 // held reads a record, or returns none.

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -27,6 +28,11 @@ import (
 // expireEvery is the pause between two looks for what is over.
 const expireEvery = 10 * time.Minute
 
+// expireBoxes is the pause between two looks through the keys, records and blobs
+// of all boxes, which read and write each box: they end at the end of a day, or
+// are not given out when they are over.
+const expireBoxes = 3 * time.Hour
+
 // ErrClosed means that the service was closed.
 var ErrClosed = errors.New("relay: closed")
 
@@ -42,6 +48,7 @@ type Service struct {
 	blockID  [sha256.Size]byte // key of the hashes of address blocks
 	traffic  *traffic
 	counters counters
+	records  atomic.Bool // some were left since the last look
 
 	closing chan struct{} // closed by Close
 	once    sync.Once
@@ -71,6 +78,7 @@ type Service struct {
 	blocks   map[netip.Prefix]*block
 	others   *block // those there is no room for
 	swept    time.Time
+	boxed    int64 // unix seconds; the last look through what boxes hold beside messages
 }
 
 // New opens a relay: it reads the store and the spool, makes them agree, and
