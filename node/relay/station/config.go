@@ -8,6 +8,7 @@ import (
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/metrics"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
@@ -87,6 +88,11 @@ type Config struct {
 	// Transports replaces QUIC and TCP, and with them the limits on connections
 	// and memory of libp2p, for simulated networks.
 	Transports []libp2p.Option
+
+	// Between returns the host that node/relay serves on, given the station's own:
+	// a simulation sees there, or falsifies, what relay and clients say. Default
+	// nil: the station's own.
+	Between func(host.Host) host.Host
 
 	// Bandwidth is told of every byte on streams too. Default nil.
 	Bandwidth metrics.Reporter

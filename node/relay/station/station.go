@@ -113,8 +113,12 @@ func Open(ctx context.Context, cfg Config) (_ *Station, err error) {
 	if !cfg.NoAutoNAT {
 		dialBack = relay.NewDialBack(cfg.Transports...)
 	}
+	at := s.host
+	if cfg.Between != nil {
+		at = cfg.Between(at)
+	}
 	service, err := relay.New(relay.Config{
-		Host: s.host, Key: cfg.Key, Store: cfg.Store, Dir: cfg.Dir, Disk: cfg.Disk, Quota: cfg.Quota,
+		Host: at, Key: cfg.Key, Store: cfg.Store, Dir: cfg.Dir, Disk: cfg.Disk, Quota: cfg.Quota,
 		Admit: admit, Traffic: cfg.Traffic, Rate: cfg.Rate, CheckRecord: record.Check, Publish: s.publish, DialBack: dialBack,
 		Now: cfg.Now, Log: cfg.Log, Limits: cfg.Limits,
 	})
