@@ -167,7 +167,7 @@ func (w *World) honest(key [record.KeySize]byte) ([]peer.AddrInfo, error) {
 // sybil starts a bare host in the node's place. It ends with the world.
 func (n *Node) sybil(key crypto.PrivKey) (host.Host, error) {
 	n.port.Restore()
-	at, transports := n.speaks()
+	at, transports := n.w.speaks(n.port)
 	h, err := libp2p.New(append(transports,
 		libp2p.Identity(key), libp2p.UserAgent(protocol.Agent), libp2p.ProtocolVersion(protocol.Agent),
 		libp2p.ConnectionManager(connmgr.NullConnMgr{}), libp2p.BandwidthReporter(n.meter),

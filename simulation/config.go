@@ -30,6 +30,11 @@ type Config struct {
 	// starts them. Names are unique.
 	Nodes []NodeSpec
 
+	// Relays are the volunteers' relays of the world. Their sites in the network
+	// follow those of the nodes, and after them comes one more, from which bad
+	// relays and [World.Drain] act. Default: none.
+	Relays []RelaySpec
+
 	// Topology says how far nodes are from each other. Default: 10 to 90 ms,
 	// uniformly.
 	Topology network.Topology
@@ -67,6 +72,10 @@ type Config struct {
 	// Promise is how long after the end of the last fault an accepted message
 	// may still be on its way. Default 10 minutes.
 	Promise time.Duration
+
+	// Away is how much longer it may take where people are seldom there, and so
+	// how long [World.Settle] waits beyond Promise. Default 0.
+	Away time.Duration
 
 	// Sink receives every event, in order, outside of virtual time's way: it
 	// must not wait for anything in the bubble. Default: nobody does.
@@ -182,6 +191,21 @@ func (c Config) withDefaults() (Config, error) {
 			errs = append(errs, fmt.Errorf("simulation: %q is to serve others from behind a NAT", n.Name))
 		}
 	}
+	for i, r := range c.Relays {
+		switch {
+		case r.Name == "":
+			errs = append(errs, fmt.Errorf("simulation: relay %d has no name", i))
+		case names[r.Name]:
+			errs = append(errs, fmt.Errorf("simulation: two nodes or relays are named %q", r.Name))
+		}
+		names[r.Name] = true
+		if r.Bad != "" && !slices.Contains(BadKinds(), r.Bad) {
+			errs = append(errs, fmt.Errorf("simulation: no relay is bad as %q is: %q", r.Name, r.Bad))
+		}
+		if r.Quota < 0 {
+			errs = append(errs, fmt.Errorf("simulation: the quota of %q is negative", r.Name))
+		}
+	}
 	first := slices.IndexFunc(c.Nodes, func(n NodeSpec) bool { return orDefault(n.Role, rolePeer) == rolePeer })
 	if first >= 0 && c.Nodes[first].NAT != network.NoNAT {
 		errs = append(errs, fmt.Errorf("simulation: nobody can join through %q, the first peer, behind its NAT", c.Nodes[first].Name))
@@ -195,8 +219,8 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Store != Memory && c.Store != Badger {
 		errs = append(errs, fmt.Errorf("simulation: there is no store kind %d", c.Store))
 	}
-	if c.Conns < 0 || c.Table < 0 || c.Entries < 0 || c.Promise < 0 {
-		errs = append(errs, errors.New("simulation: Config.Conns, Table, Entries and Promise are not negative"))
+	if c.Conns < 0 || c.Table < 0 || c.Entries < 0 || c.Promise < 0 || c.Away < 0 {
+		errs = append(errs, errors.New("simulation: Config.Conns, Table, Entries, Promise and Away are not negative"))
 	}
 	if c.Epoch.IsZero() {
 		c.Epoch = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)

@@ -3,6 +3,7 @@ package simulation
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"starling/node"
 	"starling/node/session"
 	"starling/node/store"
+	"starling/protocol/identity"
 	"starling/simulation/network"
 )
 
@@ -92,7 +94,7 @@ func (n *Node) Start() error {
 		return fmt.Errorf("opening the store of %s: %w", n.spec.Name, err)
 	}
 	n.port.Restore()
-	listen, transports := n.speaks()
+	listen, transports := n.w.speaks(n.port)
 	cfg := node.Config{
 		Store: db, Name: n.spec.Name, Rand: n.rand, Now: n.Clock,
 		Listen: listen, Bootstrap: n.joins,
@@ -146,25 +148,18 @@ func (n *Node) Start() error {
 	return nil
 }
 
-// speaks returns where the node listens, and what makes it speak to the
-// network of its world; QUIC first, as libp2p dials.
-func (n *Node) speaks() (listen []string, options []libp2p.Option) {
-	if n.w.cfg.Face != StreamFace {
-		listen, options = append(listen, n.port.QUICListen()), append(options, n.port.QUICOptions()...)
-	}
-	if n.w.cfg.Face != PacketFace {
-		listen, options = append(listen, n.port.Listen()), append(options, n.port.Options()...)
-	}
-	return listen, options
-}
-
-// entries chooses the earlier nodes to join through.
+// entries chooses the relays and the earlier nodes to join through.
 func (n *Node) entries() []string {
 	joins := []string{}
+	for _, r := range n.w.relays {
+		if r.entry != "" && len(joins) < n.w.cfg.Entries {
+			joins = append(joins, r.entry)
+		}
+	}
 	earlier := slices.DeleteFunc(slices.Clone(n.w.nodes), func(m *Node) bool { return m.entry == "" || m == n || m.spec.Role != rolePeer })
 	r := n.w.Rand("join " + n.spec.Name)
 	r.Shuffle(len(earlier), func(i, j int) { earlier[i], earlier[j] = earlier[j], earlier[i] })
-	for _, m := range earlier[:min(len(earlier), n.w.cfg.Entries)] {
+	for _, m := range earlier[:min(len(earlier), n.w.cfg.Entries-len(joins))] {
 		joins = append(joins, m.entry)
 	}
 	return joins
@@ -251,6 +246,9 @@ func (n *Node) follow(ctx context.Context, live *node.Node) {
 	err := live.Events(ctx, n.seen, true, func(e node.Event) error {
 		n.seen = e.Seq
 		n.w.oracle.heard(n, e)
+		if e.Type == "state" && e.State == "stored" && len(n.w.relays) > 0 {
+			n.w.oracle.stored(e.ID, n.copiesOf(e.ID))
+		}
 		return nil
 	})
 	// A disk that lost its power says so to whoever reads, and the node is down a
@@ -262,6 +260,29 @@ func (n *Node) follow(ctx context.Context, live *node.Node) {
 	case <-t.C:
 		n.w.stop(fmt.Errorf("reading the journal of %s: %w", n.spec.Name, err))
 	}
+}
+
+// copiesOf returns the relays that hold a message which waits to be delivered.
+// It is gone if it was delivered meanwhile, and so may the store be.
+func (n *Node) copiesOf(id string) (at []identity.Transport) {
+	n.mu.Lock()
+	db := n.db
+	n.mu.Unlock()
+	_ = db.View(func(tx *store.Tx) error { // what cannot be read is at no relay
+		for row, err := range store.Outbox.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			if hex.EncodeToString(row.Value.Id) != id {
+				continue
+			}
+			for _, c := range row.Value.Copies {
+				at = append(at, identity.Transport(c.Relay))
+			}
+		}
+		return nil
+	})
+	return at
 }
 
 // upSince returns when the node was started last.

@@ -26,6 +26,7 @@ const (
 	oracleOrder     = "order"     // a text was shown before one that its sender wrote earlier
 	oracleNonce     = "nonce"     // two messages were sealed under one key and nonce
 	oracleForged    = "forged"    // something was opened or shown that nobody sent
+	oracleReceipt   = "receipt"   // a relay signed for a message and did not have it for its reader
 	oracleState     = "state"     // an envelope that was refused changed a session
 	oracleGoroutine = "goroutine" // something runs on after everything was closed
 )
@@ -52,11 +53,12 @@ type oracle struct {
 type letter struct {
 	Message
 	text     [sha256.Size]byte
-	accepted bool // promised, or in the sender's journal
-	number   int  // among those of its pair, in the order of the sender's journal; 0 until it is there
-	promised bool // Send returned
-	refused  bool // Send said that it was not accepted
-	nuisance bool // of a spammer: nobody promises that it arrives
+	accepted bool                                 // promised, or in the sender's journal
+	number   int                                  // among those of its pair, in the order of the sender's journal; 0 until it is there
+	promised bool                                 // Send returned
+	refused  bool                                 // Send said that it was not accepted
+	nuisance bool                                 // of a spammer: nobody promises that it arrives
+	held     map[identity.Transport]time.Duration // since when it is at relays
 }
 
 // A pair is the texts of one node for another.
@@ -176,6 +178,24 @@ func (o *oracle) heard(n *Node, e node.Event) {
 	}
 }
 
+// stored notes the relays that hold a message.
+func (o *oracle) stored(id string, at []identity.Transport) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	m := o.messages[id]
+	if m == nil {
+		return // a control content
+	}
+	if m.held == nil {
+		m.held = map[identity.Transport]time.Duration{}
+	}
+	for _, t := range at {
+		if _, known := m.held[t]; !known {
+			m.held[t] = o.w.Now()
+		}
+	}
+}
+
 func (o *oracle) queuedLocked(n *Node, e node.Event) {
 	m := o.messages[e.ID]
 	if m == nil || m.From != n.index {
@@ -215,17 +235,22 @@ func (o *oracle) shownLocked(n *Node, e node.Event) {
 		return
 	}
 	p := o.pairLocked(m)
-	if m.number < p.shown {
+	if m.number < p.shown && o.ordered() {
 		o.violatedLocked(oracleOrder, "%s shows message %d of %s after number %d", n.spec.Name, m.number, o.w.nodes[m.From].spec.Name, p.shown)
 		return
 	}
-	p.shown = m.number
+	p.shown = max(p.shown, m.number)
 	if e.Type == "message" {
 		o.known[[2]int{m.To, m.From}] = true
 	}
 	m.Shown = o.w.Now()
 	o.w.log.add(Event{Type: "shown", Node: n.spec.Name, Peer: o.w.nodes[m.From].spec.Name, ID: m.ID})
 }
+
+// ordered reports whether texts are shown in the order in which they were
+// written. Whoever reads several relays at once gets them as they come: seq tells
+// of a gap and orders nothing (SPEC §7.3).
+func (o *oracle) ordered() bool { return len(o.w.relays) == 0 }
 
 func (o *oracle) confirmedLocked(n *Node, e node.Event) {
 	m := o.messages[e.ID]
@@ -485,7 +510,7 @@ func (o *oracle) keptLine(n *Node, chat identity.Account, id, text string, last 
 	case m == nil || m.To != n.index || !o.isLocked(chat, m.From) || m.text != digest(text):
 		o.violatedLocked(oracleForged, "%s has a message %s in its history that nobody sent like that", n.spec.Name, id)
 		return last
-	case m.number > 0 && m.number < last: // 0: the rest of its sender's journal is not read yet
+	case m.number > 0 && m.number < last && o.ordered(): // 0: the rest of its sender's journal is not read yet
 		o.violatedLocked(oracleOrder, "%s has message %d of %s after number %d in its history", n.spec.Name, m.number, o.w.nodes[m.From].spec.Name, last)
 	}
 	return m.number
@@ -521,6 +546,50 @@ func (o *oracle) overdue() {
 		}
 		o.mu.Unlock()
 	}
+}
+
+// waitsAtRelay looks for a text that is at a relay and should have been shown:
+// relay and recipient have run together, and nothing was wrong with them or with
+// the network, for as long as the promise says. Where its sender is does not
+// matter.
+func (o *oracle) waitsAtRelay() {
+	now := o.w.Now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	behind := map[[2]int]bool{} // pairs with an earlier text that is not due: nothing overtakes it
+	for _, m := range o.waiting {
+		k := [2]int{m.From, m.To}
+		if m.Shown >= 0 || behind[k] {
+			continue
+		}
+		to := o.w.nodes[m.To]
+		r := o.dueLocked(m, to, now)
+		if r == nil {
+			behind[k] = true
+			continue
+		}
+		o.violatedLocked(oracleLost, "message %s of %s for %s, accepted at %v, is at the relay %s since %v, and nothing was wrong with the two for %v",
+			m.ID, o.w.nodes[m.From].spec.Name, to.spec.Name, m.Accepted, r.spec.Name, m.held[r.self], o.w.cfg.Promise)
+	}
+}
+
+// dueLocked returns a relay from which its recipient should have a text by now,
+// nil if there is none.
+func (o *oracle) dueLocked(m *letter, to *Node, now time.Duration) *Relay {
+	if !to.Running() || now <= to.upSince()+o.w.cfg.Promise {
+		return nil
+	}
+	for _, r := range o.w.relays {
+		since, ok := m.held[r.self]
+		up, running := r.upSince()
+		if !ok || !running || r.spec.Bad != "" || r.voidSince(since) || now <= max(since, up)+o.w.cfg.Promise {
+			continue
+		}
+		if calm, quiet := o.w.calm(to, to); calm && now > quiet+o.w.cfg.Promise {
+			return r
+		}
+	}
+	return nil
 }
 
 // acquainted reports whether n has or ever had m as a contact.

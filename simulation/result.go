@@ -17,7 +17,8 @@ type Result struct {
 	Traffic   []Traffic // by node and protocol
 	Usage     []Usage   // what the run itself took, about once a second of real time
 	Sightings []Sighting
-	Pairs     []Pair // of friends, by index; only if somebody is behind a NAT
+	Pairs     []Pair        // of friends, by index; only if somebody is behind a NAT
+	Relays    []RelayResult // in the order of the config
 	Envelopes Envelopes
 	Metrics   []Metric // what the scenario measured itself, in the order reported
 	Violation *Violation
@@ -79,6 +80,33 @@ type NodeResult struct {
 	Starts  int
 	Crashes int
 	Up      time.Duration // how long it ran
+}
+
+// A RelayResult is one relay of a world. Its receipts are Honoured, Broken, Void,
+// Unread or Waiting.
+type RelayResult struct {
+	Name    string
+	Region  string
+	Bad     string // what was wrong with it; empty: nothing
+	Starts  int
+	Crashes int
+	Lost    int           // disks
+	Up      time.Duration // how long it ran
+
+	Receipts int // handed out, one for each blob in a queue
+	Honoured int // the reader got what they were for
+	Broken   int // the reader did not, though it was there in time and had not deleted it
+	Void     int // the disk was lost before the reader came
+	Unread   int // expired before the reader came, or the reader gave the queue up
+	Waiting  int // for the reader, at the end
+	Repeated int // entries that a reader was shown again after deleting them
+	Refused  int // deposits without a receipt
+
+	KeysToTokens int // one-time keys given for invite tokens
+	KeysToWork   int // for work
+	KeysDenied   int // requests that got none
+
+	Sent, Received int64 // bytes on the network, headers included
 }
 
 // A Pair is two nodes whose people are friends, and how the two were connected.
@@ -159,7 +187,7 @@ type Metric struct {
 // An Event is one line of the log of a run.
 type Event struct {
 	At   time.Duration
-	Type string // start, stop, crash, partition, heal, link, skew, accepted, shown, confirmed, failed, lookup, violation, note
+	Type string // start, stop, crash, disk lost, broken receipt, partition, heal, link, skew, accepted, shown, confirmed, failed, lookup, violation, note
 	Node string // name, or empty
 	Peer string // name of the other side, or empty
 	ID   string // message, or empty
@@ -168,7 +196,7 @@ type Event struct {
 
 // A Violation is a promise that was not kept.
 type Violation struct {
-	Oracle string        // which: lost, twice, order, nonce, forged, state, goroutine
+	Oracle string        // which: lost, twice, order, nonce, forged, receipt, state, goroutine
 	What   string        // what happened, one sentence
 	At     time.Duration // when it was noticed
 	Repeat string        // the command that repeats it

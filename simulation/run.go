@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"starling/node/store"
 	"starling/protocol"
 	"starling/simulation/bubble"
@@ -122,7 +124,7 @@ func run(cfg Config, play func(*World) error, c *clocks) (*Result, error) {
 
 // newWorld makes the nodes of a world, and starts none.
 func newWorld(cfg Config, dog *bubble.Watchdog) (*World, error) {
-	w := &World{cfg: cfg, dog: dog, byName: map[string]*Node{}, epoch: time.Now(), split: -1}
+	w := &World{cfg: cfg, dog: dog, byName: map[string]*Node{}, accomplices: map[peer.ID]bool{}, epoch: time.Now(), split: -1}
 	w.log = &recorder{epoch: w.epoch, dog: dog, sink: cfg.Sink, packets: cfg.Packets, trace: sha256.New()}
 	if cfg.hasNATs() {
 		w.pairs, w.friends, w.peers = map[[2]int]*Pair{}, map[*Pair]bool{}, map[string]*Node{}
@@ -131,7 +133,7 @@ func newWorld(cfg Config, dog *bubble.Watchdog) (*World, error) {
 	w.ctx, w.end = context.WithCancelCause(context.Background())
 	var err error
 	w.net, err = network.New(network.Config{
-		Seed: cfg.Seed, Sites: len(cfg.Nodes), Topology: cfg.Topology, Loss: cfg.Loss, Noise: cfg.Noise, Tap: w.log.chunk,
+		Seed: cfg.Seed, Sites: sites(cfg), Topology: cfg.Topology, Loss: cfg.Loss, Noise: cfg.Noise, Tap: w.log.chunk,
 	})
 	if err != nil {
 		return nil, err
@@ -154,12 +156,34 @@ func newWorld(cfg Config, dog *bubble.Watchdog) (*World, error) {
 		w.nodes = append(w.nodes, n)
 		w.byName[spec.Name] = n
 	}
+	for i, spec := range cfg.Relays {
+		r, err := w.newRelay(len(cfg.Nodes)+i, spec)
+		if err != nil {
+			return nil, err
+		}
+		w.relays = append(w.relays, r)
+	}
+	if len(w.relays) > 0 {
+		at := network.Site{Index: sites(cfg) - 1, Region: cfg.Relays[0].Region}
+		if w.nobody, err = w.net.Join(at, 0, 0); err != nil {
+			return nil, err
+		}
+	}
 	for _, n := range w.nodes {
 		if n.spec.Skew != 0 {
 			w.begin("skew", fmt.Sprintf("%s is wrong by %v", n.spec.Name, n.spec.Skew))
 		}
 	}
 	return w, nil
+}
+
+// sites returns how many places the network has: one for each node and relay,
+// and if there are relays, one for nobody.
+func sites(cfg Config) int {
+	if len(cfg.Relays) == 0 {
+		return len(cfg.Nodes)
+	}
+	return len(cfg.Nodes) + len(cfg.Relays) + 1
 }
 
 func newDisk(kind StoreKind) (disk, error) {
@@ -202,8 +226,10 @@ func (c *clocks) read() Usage {
 // How often virtual time looks at the real clocks. An exact run must not do
 // anything that depends on them, and so it samples at fixed times.
 const (
-	lookEvery  = time.Second // of virtual time
-	exactEvery = time.Minute // likewise
+	lookEvery  = time.Second           // of virtual time
+	lookSeldom = 10 * time.Second      // likewise, while real time hardly moves
+	hardly     = 20 * time.Millisecond // of real time
+	exactEvery = time.Minute           // of virtual time
 
 	overdueEvery = time.Minute // how often the oracle looks for what is late
 )
@@ -215,9 +241,9 @@ func (w *World) measure(ctx context.Context, c *clocks) {
 	if exact.Enabled() {
 		every = exactEvery
 	}
-	tick := time.NewTicker(every)
+	tick := time.NewTimer(every)
 	defer tick.Stop()
-	next := time.Duration(0)
+	last, next := time.Duration(0), time.Duration(0)
 	look := overdueEvery
 	for {
 		select {
@@ -230,18 +256,27 @@ func (w *World) measure(ctx context.Context, c *clocks) {
 		if w.Now() >= look {
 			look = w.Now() + overdueEvery
 			w.oracle.overdue()
+			w.oracle.waitsAtRelay()
 		}
 		if exact.Enabled() {
 			w.log.used(w.usage(c))
-		} else if now := bubble.Wall(); now >= next {
-			next = now + time.Second
-			u := w.usage(c)
-			w.log.used(u)
-			w.cfg.Progress(u)
+		} else {
+			now := bubble.Wall()
+			if every = lookEvery; now < last+hardly {
+				every = lookSeldom
+			}
+			last = now
+			if now >= next {
+				next = now + time.Second
+				u := w.usage(c)
+				w.log.used(u)
+				w.cfg.Progress(u)
+			}
 		}
 		if w.cfg.Interrupted() {
 			w.stop(errInterrupted)
 		}
+		tick.Reset(every)
 	}
 }
 
@@ -263,12 +298,22 @@ func (w *World) closeAll() error {
 			}
 		})
 	}
+	relays := make([]error, len(w.relays))
+	for i, r := range w.relays {
+		w.loose.Go(func() {
+			if live := r.take(""); live != nil {
+				relays[i] = live.Close()
+				close(r.closing)
+				w.dog.Bump()
+			}
+		})
+	}
 	var more []error // not in errs, which the goroutines above write to
 	for _, fn := range w.closers {
 		more = append(more, fn())
 	}
 	w.loose.Wait()
-	return errors.Join(append(errs, more...)...)
+	return errors.Join(append(append(errs, relays...), more...)...)
 }
 
 // remove deletes what the world had on disk.
@@ -286,6 +331,9 @@ func (w *World) result(simulated time.Duration, hash string) *Result {
 	for _, n := range w.nodes {
 		r.Nodes = append(r.Nodes, n.result)
 		r.Traffic = append(r.Traffic, n.traffic()...)
+	}
+	for _, relay := range w.relays {
+		r.Relays = append(r.Relays, relay.results())
 	}
 	for _, m := range r.Messages {
 		if m.Confirmed < 0 {

@@ -33,6 +33,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"starling/simulation/bubble"
 	"starling/simulation/network"
 )
@@ -46,6 +48,8 @@ type World struct {
 	net    *network.Net
 	nodes  []*Node
 	byName map[string]*Node
+	relays []*Relay
+	nobody *network.Port // where accomplices are; nil in a world without relays
 	epoch  time.Time
 	oracle *oracle
 	log    *recorder
@@ -67,7 +71,12 @@ type World struct {
 	pairs   map[[2]int]*Pair // by index; nil in a world without NATs
 	friends map[*Pair]bool   // those of pairs whose people are friends
 	peers   map[string]*Node // by peer ID, in its text form
+
+	accomplices map[peer.ID]bool // hosts of bad relays, and of who drains one
 }
+
+// Clock returns what a clock shows that is right.
+func (w *World) Clock() time.Time { return time.Now() }
 
 // Now returns how long virtual time has run.
 func (w *World) Now() time.Duration { return time.Since(w.epoch) }
@@ -175,14 +184,14 @@ func (w *World) StartAll(pause time.Duration) error {
 }
 
 // Partition splits the network: nodes in different groups do not hear each
-// other, and nodes in no group form one more. It takes the place of an earlier
+// other, and nodes in no group form one more, with the relays. It takes the place of an earlier
 // partition.
 func (w *World) Partition(groups ...[]*Node) {
 	w.alive()
 	w.Heal()
 	sites := make([][]int, len(groups))
 	sizes := make([]int, len(groups))
-	rest := len(w.nodes)
+	rest := len(w.nodes) + len(w.relays)
 	for i, g := range groups {
 		for _, n := range g {
 			sites[i] = append(sites[i], n.index)
@@ -291,7 +300,8 @@ func (w *World) Report(m Metric) {
 }
 
 // Settle waits until every message that was accepted is confirmed to its
-// sender. It is a violation if that takes longer than [Config.Promise] from now
+// sender. It is a violation if that takes longer than [Config.Promise], and
+// [Config.Away] beyond it, from now
 // or from the end of the last fault, whichever is later.
 func (w *World) Settle() {
 	from := w.Now()
@@ -303,7 +313,7 @@ func (w *World) Settle() {
 		w.mu.Lock()
 		from = max(from, w.quiet)
 		w.mu.Unlock()
-		if w.Now() > from+w.cfg.Promise {
+		if w.Now() > from+w.cfg.Promise+w.cfg.Away {
 			w.oracle.late()
 		}
 	}
@@ -327,14 +337,14 @@ func (w *World) begin(kind, what string) int {
 }
 
 // calm reports whether no fault that touches two nodes is under way, wrong clocks
-// aside, and since when. That others have crashed touches only who is behind a
-// NAT, and so needs them.
+// aside, and since when. That others have crashed, or relays, touches only who is
+// behind a NAT, and so needs them.
 func (w *World) calm(a, b *Node) (calm bool, since time.Duration) {
 	alone := a.spec.NAT == network.NoNAT && b.spec.NAT == network.NoNAT
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.faults {
-		if f.Kind == "skew" {
+		if f.Kind == "skew" || f.Kind == faultRelay && alone {
 			continue
 		}
 		if n := w.byName[f.What]; f.Kind == "crash" && alone && n != nil && n != a && n != b {

@@ -53,7 +53,7 @@ writes what there is.
 
 The file of --packets has a line for all that leaves a node at once: sent_s, seconds
 of virtual time from the start; from and to, the rows of the nodes in nodes.csv,
-from 0; arrival_unix_ns, when it arrives by the clock of the world in nanoseconds
+from 0, and behind them those of relays.csv; arrival_unix_ns, when it arrives by the clock of the world in nanoseconds
 since 1970, empty if it is lost or nobody knows yet; bytes; and face, stream or
 packet.`,
 		Args: named("the scenario"),

@@ -98,7 +98,7 @@ type runPage struct {
 	Delivery, Faults, Steady, Duplicates, Traffic, Lookups, Usage, Repeat string
 
 	Percentiles, Slowest, Pending, FaultList, Envelopes, Protocols, Busiest *grid
-	LookupFacts, Reach, Sightings, Metrics, Facts, Everything               *grid
+	LookupFacts, Reach, Relays, Sightings, Metrics, Facts, Everything       *grid
 
 	Manifest simulation.Manifest
 	Cite     string
@@ -143,10 +143,11 @@ func writePage(w io.Writer, r *simulation.Result, figures []figure) error {
 	p.traffic(d)
 	p.lookups(r, d)
 	p.reach(r)
+	p.relays(r)
 	p.run(r)
 	for _, name := range []string{
 		manifestFile, eventsFile, messagesTable.name, lookupsTable.name, trafficTable.name, faultsTable.name,
-		nodesTable.name, pairsTable.name, usageTable.name, envelopesTable.name, sightingsTable.name, metricsTable.name,
+		nodesTable.name, pairsTable.name, relaysTable.name, usageTable.name, envelopesTable.name, sightingsTable.name, metricsTable.name,
 	} {
 		p.Files = append(p.Files, field{Text: name, Link: name})
 	}
@@ -440,6 +441,22 @@ func (p *runPage) lookups(r *simulation.Result, d digest) {
 		p.LookupFacts.add("Time to find, 99"+nbsp+"%", value(p99, "s"))
 	}
 	p.LookupFacts.add("Time to find, longest", value(percentile(d.found, 1000), "s"))
+}
+
+// relays says what each relay kept, and whether it kept its word.
+func (p *runPage) relays(r *simulation.Result) {
+	if len(r.Relays) == 0 {
+		return
+	}
+	p.Relays = &grid{
+		Caption: "Receipts of each relay, and bytes on its line",
+		Head: columns("Relay", "What is wrong with it", "Receipts#", "Honoured#", "Broken#", "Void with a disk#", "Never asked for#", "Waiting#",
+			"Deposits refused#", "One-time keys#", "Sent#", "Received#"),
+	}
+	for _, x := range r.Relays {
+		p.Relays.add(x.Name, or(x.Bad, "nothing"), integer(x.Receipts), integer(x.Honoured), integer(x.Broken), integer(x.Void), integer(x.Unread),
+			integer(x.Waiting), integer(x.Refused), integer(x.KeysToTokens+x.KeysToWork), size(float64(x.Sent)), size(float64(x.Received)))
+	}
 }
 
 // reach says how friends were connected, by what they are behind.

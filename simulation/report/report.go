@@ -14,6 +14,9 @@
 //	nodes.csv      name, region, role, nat, starts, crashes, up_s
 //	pairs.csv      a, b, relayed_s, direct_s: friends, and when they were first connected
 //	               through a circuit and directly; no rows in a run without NATs
+//	relays.csv     name, region, bad, starts, crashes, disks_lost, up_s, what became of its
+//	               receipts (receipts, honoured, broken, void, unread, waiting), repeated, refused,
+//	               keys_to_tokens, keys_to_work, keys_denied, sent_bytes, received_bytes
 //	usage.csv      at_s, wall_s, cpu_s, memory_bytes, goroutines
 //	envelopes.csv  sealed, opened, repeated, refused; one row
 //	sightings.csv  observer, sees, median, most, unit

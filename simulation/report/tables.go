@@ -117,6 +117,19 @@ var (
 			return []any{place{&r.A}, place{&r.B}, &r.Relayed, &r.Direct}
 		},
 	}
+	relaysTable = table[simulation.RelayResult]{
+		"relays.csv",
+		[]string{
+			"name", "region", "bad", "starts", "crashes", "disks_lost", "up_s", "receipts", "honoured", "broken", "void", "unread", "waiting",
+			"repeated", "refused", "keys_to_tokens", "keys_to_work", "keys_denied", "sent_bytes", "received_bytes",
+		},
+		func(r *simulation.RelayResult) []any {
+			return []any{
+				&r.Name, &r.Region, &r.Bad, &r.Starts, &r.Crashes, &r.Lost, &r.Up, &r.Receipts, &r.Honoured, &r.Broken, &r.Void, &r.Unread, &r.Waiting,
+				&r.Repeated, &r.Refused, &r.KeysToTokens, &r.KeysToWork, &r.KeysDenied, &r.Sent, &r.Received,
+			}
+		},
+	}
 	usageTable = table[simulation.Usage]{
 		"usage.csv",
 		[]string{"at_s", "wall_s", "cpu_s", "memory_bytes", "goroutines"},
@@ -155,6 +168,7 @@ func (w *writer) tables(r *simulation.Result) {
 	writeTable(w, sightingsTable, r.Sightings)
 	writeTable(w, nodesTable, r.Nodes)
 	writeTable(w, pairsTable, r.Pairs)
+	writeTable(w, relaysTable, r.Relays)
 	writeTable(w, usageTable, r.Usage)
 	traffic := slices.Clone(r.Traffic)
 	for i, t := range traffic {
@@ -196,6 +210,7 @@ func readTables(dir string, r *simulation.Result) error {
 		fill(&r.Faults, dir, faultsTable, nodes),
 		fill(&r.Sightings, dir, sightingsTable, nodes),
 		fill(&r.Pairs, dir, pairsTable, nodes),
+		fill(&r.Relays, dir, relaysTable, nodes),
 		fill(&r.Usage, dir, usageTable, nodes),
 		fill(&r.Traffic, dir, trafficTable, nodes),
 		fill(&r.Lookups, dir, lookupsTable, nodes),
