@@ -130,6 +130,14 @@ func (c *cast) attack() {
 			}
 		})
 	}
+	if d := c.drain; d != nil {
+		c.spare(nodesOf(c.w, append(append([]string{d.victim}, d.work...), d.tokens...)))
+		c.w.At(d.at, func() {
+			if err := d.play(c.w); err != nil {
+				c.fail(fmt.Errorf("playing the drain: %w", err))
+			}
+		})
+	}
 	if f := c.flood; f != nil {
 		friends := c.cohort(c.w, "friends of the victim", f.victim, f.friends)
 		c.spare(append(slices.Clone(friends), c.w.Node(f.victim)))

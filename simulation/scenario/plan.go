@@ -36,7 +36,10 @@ type plan struct {
 	chat     *chat
 	churn    *churn
 	faults   []fault
+	relays   []relays
+	commute  *commute
 	eclipse  *eclipse
+	drain    *drain
 	flood    *flood
 	notes    []string // see [Outline]
 }
@@ -52,6 +55,7 @@ type group struct {
 	clients  float64
 	nats     []natShare // the rest has none
 	circuits bool
+	uses     []string // names of relays, and of groups of them
 }
 
 // A natShare is how many of a group are behind a kind of NAT.
@@ -101,6 +105,8 @@ type fault struct {
 	parts    [][]string    // partition: names of nodes; nil: drawn
 	nodes    int           // crash, link
 	boundary [2]int        // crash; 0: at once
+	lost     bool          // relay: its disk
+	ends     bool          // relay: before the scenario does
 	link     network.Link
 }
 
@@ -136,6 +142,13 @@ func (r *reader) read(t *table, folder string) *plan {
 	p.readNetwork(top.sub("network"), folder)
 	p.checkGroups(top)
 	p.checkNATs(top.subs("nodes"))
+	for _, s := range top.subs("relays") {
+		p.readRelays(s)
+	}
+	p.checkRelays(top)
+	if s := top.sub("commute"); s.table != nil {
+		p.readCommute(s, top)
+	}
 	if s := top.sub("friends"); s.table != nil {
 		p.readFriends(s)
 	}
@@ -153,6 +166,9 @@ func (r *reader) read(t *table, folder string) *plan {
 	}
 	if s := top.sub("flood"); s.table != nil {
 		p.readFlood(s)
+	}
+	if s := top.sub("drain"); s.table != nil {
+		p.readDrain(s)
 	}
 	top.known("params") // was read before all else
 	top.need("about", "duration", "nodes")
@@ -202,6 +218,7 @@ func (p *plan) readGroup(s section) {
 	g.clients = s.share("clients", 0)
 	g.nats = readNAT(s)
 	g.circuits = s.flag("circuits", false)
+	g.uses = s.words("uses")
 	if g.nats != nil && g.circuits {
 		s.clash("circuits", "from behind a NAT nobody can offer them")
 	}
@@ -299,14 +316,18 @@ func (p *plan) checkGroups(top section) {
 			}
 			seen[name] = true
 		}
-		if p.regions == nil && g.regions != nil {
-			s.clash("region", "the network has no regions; [network] matrix gives it some")
-			continue
-		}
-		for _, region := range g.regions {
-			if !slices.Contains(p.regions, region) {
-				s.clash("region", "the network has no region %q; it has %s", region, strings.Join(p.regions, ", "))
-			}
+		p.checkRegions(s, g.regions)
+	}
+}
+
+func (p *plan) checkRegions(s section, regions []string) {
+	if p.regions == nil && regions != nil {
+		s.clash("region", "the network has no regions; [network] matrix gives it some")
+		return
+	}
+	for _, region := range regions {
+		if !slices.Contains(p.regions, region) {
+			s.clash("region", "the network has no region %q; it has %s", region, strings.Join(p.regions, ", "))
 		}
 	}
 }
@@ -531,11 +552,12 @@ const (
 	faultLoss      = "loss"
 	faultCrash     = "crash"
 	faultLink      = "link"
+	faultRelay     = "relay"
 )
 
 func (p *plan) readFault(s section) {
 	s.need("kind")
-	f := fault{kind: s.choice("kind", faultPartition, faultLoss, faultCrash, faultLink)}
+	f := fault{kind: s.choice("kind", faultPartition, faultLoss, faultCrash, faultLink, faultRelay)}
 	if !s.has("kind") {
 		return
 	}
@@ -570,11 +592,21 @@ func (p *plan) readFault(s section) {
 		s.need("share")
 		f.share = s.share("share", 0)
 	case faultCrash:
+		if p.commute != nil {
+			s.clash("kind", "who commutes is there at their own times; [commute] crash has them crash")
+		}
 		f.nodes = p.victims(s)
 		f.boundary = s.counts("boundary", [2]int{}, 1, 1_000_000)
 		if f.boundary[1] > 0 && p.config.Store != simulation.Memory {
 			s.clash("boundary", "crashes at write boundaries need [node] store = \"memory\"")
 		}
+	case faultRelay:
+		f.nodes = s.count("relays", 1, 1, maxNodes)
+		f.lost = s.choice("disk", "kept", "lost") == "lost"
+		if all := p.relayCount(); f.nodes > all {
+			s.clash("relays", "%d are more than the %d relays", f.nodes, all)
+		}
+		f.ends = f.at+f.last < p.duration
 	case faultLink:
 		f.nodes = p.victims(s)
 		s.need("latency")
@@ -674,7 +706,7 @@ func (p *plan) victims(s section) int {
 
 // checkFault checks that a fault fits into the scenario and to those before it.
 func (p *plan) checkFault(s section, f fault) {
-	if f.nodes > p.peers {
+	if f.kind != faultRelay && f.nodes > p.peers {
 		s.clash("nodes", "%d are more than the %d people", f.nodes, p.peers)
 	}
 	switch {

@@ -18,9 +18,11 @@ type cast struct {
 	*plan
 	w      *simulation.World
 	people []*simulation.Node
-	actors []*actor     // of people
-	unsent atomic.Int64 // texts that nobody accepted
-	toAway atomic.Int64 // accepted texts to friends whose node was down
+	actors []*actor        // of people
+	comes  []time.Duration // of people: when in a day; nil if they do not commute
+	unsent atomic.Int64    // texts that nobody accepted
+	toAway atomic.Int64    // accepted texts to friends whose node was down
+	home   atomic.Bool     // who commutes goes no more
 
 	mu  sync.Mutex // guards what follows; never held across a wait
 	err error      // the first one of anybody
@@ -90,7 +92,7 @@ func (p *plan) cast(w *simulation.World) *cast {
 // has to arrive.
 func (c *cast) play() error {
 	p, w := c.plan, c.w
-	if err := w.StartAll(p.start); err != nil {
+	if err := c.open(); err != nil {
 		return err
 	}
 	friends, err := c.meet()
@@ -106,6 +108,9 @@ func (c *cast) play() error {
 	if p.churn != nil {
 		c.churnAll()
 	}
+	if p.commute != nil {
+		c.commuteAll()
+	}
 	for i, f := range p.faults {
 		w.Go(func() { c.suffer(fmt.Sprintf("fault %d", i), f) })
 	}
@@ -115,12 +120,18 @@ func (c *cast) play() error {
 			return err
 		}
 	}
-	w.Wait()
+	if p.commute == nil { // who commutes goes on
+		w.Wait()
+	}
 	if err := c.mend(); err != nil {
 		return err
 	}
 	if p.settle {
 		w.Settle()
+	}
+	if p.commute != nil {
+		c.home.Store(true)
+		w.Wait()
 	}
 	if p.chat != nil {
 		w.Report(simulation.Metric{
@@ -153,6 +164,9 @@ func (c *cast) failure() error {
 // mend starts whoever is down and heals the network.
 func (c *cast) mend() error {
 	c.w.Heal()
+	if c.commute != nil {
+		return c.failure()
+	}
 	for _, a := range c.actors {
 		if err := a.start(c.w); err != nil {
 			return err
@@ -170,7 +184,9 @@ func (c *cast) meet() ([][]*simulation.Node, error) {
 	}
 	for _, e := range edges(c.w.Rand("friends"), len(c.people), c.friends) {
 		a, b := c.people[e[0]], c.people[e[1]]
-		if err := a.Befriend(b); err != nil {
+		if c.commute != nil {
+			c.meetInTurn(e[0], e[1])
+		} else if err := a.Befriend(b); err != nil {
 			return nil, fmt.Errorf("making friends: %w", err)
 		}
 		friends[e[0]] = append(friends[e[0]], b)
@@ -228,7 +244,7 @@ func (c *cast) talk(i int, friends []*simulation.Node) {
 	}
 	next := max(c.w.Now(), c.chat.from)
 	for {
-		next += exponential(r, c.chat.pause)
+		next = c.there(i, next, exponential(r, c.chat.pause))
 		if next >= c.chat.until {
 			return
 		}
@@ -331,6 +347,8 @@ func (c *cast) suffer(name string, f fault) {
 			c.crash(r, f)
 		case faultLink:
 			c.degrade(r, f)
+		case faultRelay:
+			c.crashRelays(r, f)
 		}
 	}
 }

@@ -58,7 +58,9 @@ type Scenario struct {
 
 // Names returns the names of the scenarios that are shipped, in the order in
 // which one would try them.
-func Names() []string { return []string{"hello", "town", "storm", "nat", "eclipse", "flood"} }
+func Names() []string {
+	return []string{"hello", "town", "storm", "nat", "commuters", "relay-loss", "bad-relay", "drain-keys", "eclipse", "flood"}
+}
 
 // Reference returns a scenario file with every key there is, and what each
 // means.
@@ -153,7 +155,7 @@ func (s *Scenario) Build(seed uint64, set map[string]string) (simulation.Config,
 	}
 	cfg.Repeat = s.command(seed, set)
 	cfg.Seed, cfg.Promise = seed, p.promise
-	cfg.Nodes = p.specs(seed)
+	cfg.Nodes, cfg.Relays = p.specs(seed), p.relaySpecs()
 	return cfg, p.play, nil
 }
 

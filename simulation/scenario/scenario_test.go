@@ -102,7 +102,7 @@ func TestErrorsHaveAPlace(t *testing.T) {
 		{"chat of books", base + "[friends]\ndegree = 2\n[chat]\npause = \"1s\"\nsize = 20000\n", `10:1: size: 20000 is not between 1 and 16384`},
 		{"churn of nobody knows", base + "[churn]\nshare = 0.2\n", `6:2: [churn] needs "up"`},
 		{"fault of no kind", base + "[[fault]]\nat = \"1m\"\nfor = \"1m\"\n", `6:3: [[fault]] needs "kind"`},
-		{"fault of unknown kind", base + "[[fault]]\nkind = \"flood\"\nat = \"1m\"\nfor = \"1m\"\n", `7:1: kind: "flood" is not one of partition, loss, crash, link`},
+		{"fault of unknown kind", base + "[[fault]]\nkind = \"flood\"\nat = \"1m\"\nfor = \"1m\"\n", `7:1: kind: "flood" is not one of partition, loss, crash, link, relay`},
 		{"fault again and again without an end", base + "[[fault]]\nkind = \"loss\"\nshare = 0.3\nat = \"1m\"\nevery = \"2m\"\n", `6:3: [[fault]] of kind loss needs "for"`},
 		{"fault from the end", base + "[[fault]]\nkind = \"loss\"\nshare = 0.3\nat = \"10m\"\n", `9:1: at: 10m0s is not before the end at 10m0s`},
 		{"fault after the end", base + "[[fault]]\nkind = \"loss\"\nshare = 0.3\nat = \"9m\"\nfor = \"2m\"\n", `10:1: for: the fault lasts until 11m0s, after the end at 10m0s`},
@@ -123,6 +123,19 @@ func TestErrorsHaveAPlace(t *testing.T) {
 		{"crash of more than all", base + "[[fault]]\nkind = \"crash\"\nnodes = 6\nat = \"1m\"\nfor = \"1m\"\n", `8:1: nodes: 6 are more than the 5 people`},
 		{"crash of both", base + "[[fault]]\nkind = \"crash\"\nnodes = 2\nshare = 0.2\nat = \"1m\"\nfor = \"1m\"\n", `9:1: share: there is "nodes" already`},
 		{"boundaries on disk", base + "[[fault]]\nkind = \"crash\"\nboundary = 3\nat = \"1m\"\nfor = \"1m\"\n[node]\nstore = \"badger\"\n", `8:1: boundary: crashes at write boundaries need [node] store = "memory"`},
+		{"relays of no name", base + "[[relays]]\ncount = 2\n", `6:3: [[relays]] needs "name"`},
+		{"relay of a node's name", base + "[[relays]]\nname = \"p3\"\n", `7:1: name: two nodes or relays are named "p3"`},
+		{"relay that is bad in no way", base + "[[relays]]\nname = \"r\"\nbad = \"drop\"\n", `8:1: bad: "drop" is not one of no, drops, delays, replays, repeats-keys, lies; did you mean "drops"?`},
+		{"relay in no region", base + "[[relays]]\nname = \"r\"\nregion = \"europe\"\n", `8:1: region: the network has no regions`},
+		{"unknown relay", base + "uses = [\"r\"]\n", `6:1: uses: there is no relay and no group of relays "r"`},
+		{"commuters without relays", base + "[commute]\nonline = \"1h\"\n", `6:2: [commute] needs [[relays]]`},
+		{"commuters without room", base + "[[relays]]\nname = \"r\"\n[commute]\nonline = \"5h\"\napart = true\n", `10:1: apart: 5 people who are there for 5h0m0s each`},
+		{"commuters who churn", base + "[[relays]]\nname = \"r\"\n[commute]\nonline = \"5h\"\n[churn]\nshare = 1\nup = \"1m\"\ndown = \"1m\"\n", `9:1: online: who commutes is not there for [churn]`},
+		{"commuters who crash", base + "[[relays]]\nname = \"r\"\n[commute]\nonline = \"5h\"\n[[fault]]\nkind = \"crash\"\nat = \"1m\"\n", `11:1: kind: who commutes is there at their own times`},
+		{"loss of more relays than there are", base + "[[relays]]\nname = \"r\"\n[[fault]]\nkind = \"relay\"\nrelays = 2\nat = \"1m\"\n", `10:1: relays: 2 are more than the 1 relays`},
+		{"drain of nobody", base + "[[relays]]\nname = \"r\"\n[drain]\nvictim = \"x\"\nat = \"1m\"\naway = \"10m\"\npublic = [\"p1\"]\ninvited = [\"p2\"]\n", `9:1: victim: there is no node "x" with role = "peer"`},
+		{"drain for nobody", base + "[[relays]]\nname = \"r\"\n[drain]\nvictim = \"p1\"\nat = \"1m\"\naway = \"10m\"\npublic = [\"x\"]\ninvited = [\"p\"]\n", `12:1: public: there is nobody "x" beside the victim`},
+		{"drain without relays", base + "[drain]\nvictim = \"p1\"\nat = \"1m\"\naway = \"10m\"\npublic = [\"p2\"]\ninvited = [\"p3\"]\n", `6:2: [drain] needs [[relays]]`},
 		{"eclipse of nobody", base + "[eclipse]\ntarget = \"moon\"\nreaders = 1\nat = \"1m\"\nrounds = 1\naway = \"1m\"\nback = \"1m\"\n", `7:1: target: there is no node "moon" with role = "peer"`},
 		{"eclipse without sybils", base + "[eclipse]\ntarget = \"p1\"\nreaders = 1\nat = \"1m\"\nrounds = 1\naway = \"1m\"\nback = \"1m\"\n", `6:2: [eclipse] needs [[nodes]] with role = "sybil"`},
 		{"eclipse after the end", base + "[eclipse]\ntarget = \"p1\"\nreaders = 1\nat = \"1m\"\n", `9:1: at: the attack lasts until `},
@@ -306,6 +319,9 @@ func TestShipped(t *testing.T) {
 			if d := cmp.Diff(cfg.Nodes, same.Nodes); d != "" {
 				t.Errorf("setting all parameters to their defaults changes the world:\n%s", d)
 			}
+			if d := cmp.Diff(cfg.Relays, same.Relays); d != "" {
+				t.Errorf("or its relays:\n%s", d)
+			}
 		})
 	}
 }
@@ -318,13 +334,20 @@ func TestReferenceShowsEveryKey(t *testing.T) {
 	}
 	r := s.reader()
 	r.read(s.root, "")
+	commuters := shippedScenario(t, "commuters") // which the reference cannot be, too
+	away := commuters.reader()
+	away.read(commuters.root, "")
+	const commute = "[commute]"
+	if r.keys[commute] = away.keys[commute]; len(r.keys[commute]) != 3 {
+		t.Errorf("%s has the keys %v", commute, r.keys[commute])
+	}
 	for section, keys := range r.keys {
 		for _, key := range keys {
 			others := slices.DeleteFunc(slices.Clone(keys), func(k string) bool { return k == key || key == "node" || key == "nodes" })
 			if other := near(key, others); other != "" {
 				t.Errorf("key %q of %s could be taken for a misspelt %q", key, section, other)
 			}
-			if !regexp.MustCompile(`(?m)^(# |[a-z]+ = \{ |\[+)?` + key + `( = |\])`).MatchString(Reference()) {
+			if !regexp.MustCompile(`(?m)^(# )?([a-z]+ = \{ |\[+)?` + key + `( = |\])`).MatchString(Reference()) {
 				t.Errorf("key %q of %s is not there", key, section)
 			}
 		}

@@ -1,0 +1,151 @@
+package scenario
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"starling/simulation"
+)
+
+// watch plays a scenario, and returns the most people who ran at one time, too.
+func watch(t *testing.T, s *Scenario, set map[string]string) (r *simulation.Result, most int) {
+	t.Helper()
+	cfg, play, err := s.Build(1, set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	people, up := map[string]bool{}, map[string]bool{}
+	for _, n := range cfg.Nodes {
+		people[n.Name] = true
+	}
+	cfg.Sink = func(e simulation.Event) {
+		switch {
+		case !people[e.Node]:
+		case e.Type == "start":
+			up[e.Node] = true
+			most = max(most, len(up))
+		case e.Type == "stop", e.Type == "crash":
+			delete(up, e.Node)
+		}
+	}
+	if r, err = simulation.Run(cfg, play); err != nil {
+		t.Fatalf("%v\nrepeat it with: %s", err, cfg.Repeat)
+	}
+	accepted, shown := delivered(r)
+	if accepted == 0 || shown != accepted {
+		t.Errorf("%d messages were accepted, and %d shown", accepted, shown)
+	}
+	t.Logf("%d messages, %v of cpu, %+v", accepted, time.Duration(r.Manifest.CPU), r.Relays)
+	return r, most
+}
+
+// People who are never there together reach each other, though a relay is lost.
+func TestCommutersReachEachOther(t *testing.T) {
+	r, most := watch(t, shippedScenario(t, "commuters"), map[string]string{
+		"nodes": "2", "degree": "1", "online": "30m", "pause": "10m", "when": "38h", "duration": "62h",
+	})
+	if most != 1 {
+		t.Errorf("%d people were there at once", most)
+	}
+	crashes := 0
+	for _, x := range r.Relays {
+		crashes += x.Crashes
+	}
+	if crashes != 1 {
+		t.Errorf("%d relays were lost, want 1", crashes)
+	}
+}
+
+// Relays that lose power, or their disk, lose nobody's message.
+func TestRelaysComeBack(t *testing.T) {
+	r := run(t, shippedScenario(t, "relay-loss"), 1, map[string]string{"nodes": "4", "duration": "4h"})
+	if accepted, shown := delivered(r); accepted == 0 || shown != accepted {
+		t.Errorf("%d messages were accepted, and %d shown", accepted, shown)
+	}
+	crashes, lost, honoured := 0, 0, 0
+	for _, x := range r.Relays {
+		crashes, lost, honoured = crashes+x.Crashes, lost+x.Lost, honoured+x.Honoured
+	}
+	t.Logf("%v of cpu, %+v", time.Duration(r.Manifest.CPU), r.Relays)
+	if crashes < 3 || lost != 1 || honoured == 0 {
+		t.Errorf("%d relays crashed, %d lost their disk, %d receipts were honoured", crashes, lost, honoured)
+	}
+}
+
+// People who are there one by one share the day, in an order of the seed; others
+// come when they like, and are gone by the end of the day.
+func TestVisits(t *testing.T) {
+	c := &commute{online: 2 * time.Hour, apart: true}
+	one := c.visits(draw(1, "visits"), 6)
+	if !slices.Equal(one, c.visits(draw(1, "visits"), 6)) || slices.Equal(one, c.visits(draw(2, "visits"), 6)) {
+		t.Errorf("visits %v do not come from the seed", one)
+	}
+	sorted := slices.Sorted(slices.Values(one))
+	for i, at := range sorted {
+		if at != time.Duration(i)*4*time.Hour {
+			t.Errorf("visit %d of the day is at %v", i, at)
+		}
+	}
+	c.apart = false
+	for _, at := range c.visits(draw(1, "visits"), 100) {
+		if at < 0 || at > 22*time.Hour {
+			t.Errorf("a visit at %v is not over by the end of the day", at)
+		}
+	}
+	cast := &cast{plan: &plan{commute: c}, comes: []time.Duration{5 * time.Hour}}
+	for _, tt := range []struct{ t, d, want time.Duration }{
+		{0, 10 * time.Minute, 5*time.Hour + 15*time.Minute},
+		{6 * time.Hour, 10 * time.Minute, 6*time.Hour + 10*time.Minute},
+		{6 * time.Hour, 90 * time.Minute, 29*time.Hour + 35*time.Minute},
+		{7 * time.Hour, time.Minute, 29*time.Hour + 6*time.Minute},
+		{75 * time.Hour, time.Minute, 77*time.Hour + 6*time.Minute},
+	} {
+		if got := cast.there(0, tt.t, tt.d); got != tt.want {
+			t.Errorf("there for %v after %v: %v, want %v", tt.d, tt.t, got, tt.want)
+		}
+	}
+}
+
+func TestRelaysAreRead(t *testing.T) {
+	s, err := read("x", "x.toml", "", `about = "x"
+duration = "1h"
+[params]
+n = { number = 2, about = "x" }
+[[relays]]
+name = "r"
+count = "$n"
+quota = 32
+bad = "delays"
+[[relays]]
+name = "none"
+count = 0
+[[relays]]
+name = "one"
+[[nodes]]
+name = "p"
+uses = ["r", "none"]
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, _, err := s.Build(1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprintf("%+v", cfg.Relays)
+	want := fmt.Sprintf("%+v", []simulation.RelaySpec{
+		{Name: "r1", Quota: 32 << 20, Bad: simulation.BadDelays}, {Name: "r2", Quota: 32 << 20, Bad: simulation.BadDelays}, {Name: "one", Quota: 64 << 20},
+	})
+	if got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	p, err := s.plan(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used := p.used(p.groups[0]); !slices.Equal(used, []string{"r1", "r2"}) {
+		t.Errorf("people use %v", used)
+	}
+}
