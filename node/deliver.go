@@ -170,9 +170,20 @@ func (n *Node) prepareAway(ctx context.Context, a identity.Account) error {
 		return err
 	}
 	n.awaitQueues(ctx, a)
+	boxes := mail.Mailboxes
+	err = n.store.View(func(tx *store.Tx) error {
+		refused, err := n.sessions.KeyRefused(tx, n.cfg.Now(), a)
+		if refused {
+			boxes = nil
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	var last error
 	for _, answer := range answers {
-		for _, box := range mail.Mailboxes {
+		for _, box := range boxes {
 			bundle, err := n.takeKey(ctx, a, box)
 			if err != nil {
 				n.log.Debug("no one-time key from a relay", "err", err)

@@ -81,6 +81,17 @@ func (p *person) mustOpen(e []byte) {
 	})
 }
 
+// wantRefused checks whether p knows of a one-time key that q refused.
+func (p *person) wantRefused(q *person, want bool) {
+	p.t.Helper()
+	p.view(func(tx *store.Tx) error {
+		if got := must(p.m.KeyRefused(tx, p.w.now, q.account))(p.t); got != want {
+			p.t.Errorf("a key of %s was refused: %v, want %v", q.name, got, want)
+		}
+		return nil
+	})
+}
+
 // pool counts p's keys for pools and its memories of used ones.
 func (p *person) pool() (keys, used int) {
 	p.t.Helper()
@@ -144,7 +155,8 @@ func TestPoolKeyOpensOneSession(t *testing.T) {
 }
 
 // No message is lost to a relay that gives out one key twice, and the hour
-// between renewals does not count.
+// between renewals does not count. Whoever was refused asks for no key again
+// until the next session has begun.
 func TestRepeatedPoolKeyLosesNoMessage(t *testing.T) {
 	_, a, b := pair(t, 501)
 	eve := b.w.person("Eve")
@@ -152,9 +164,15 @@ func TestRepeatedPoolKeyLosesNoMessage(t *testing.T) {
 	b.knows(eve)
 	k := b.bundle(b.mint(b.w.now, relay1, 1)[0])
 	for _, p := range []*person{a, eve} {
+		p.wantRefused(b, false)
 		p.startWith(b, k)
+		p.wantRefused(b, false)
 		p.queue(b, "hello of "+p.name)
+		s := p.next(b)
+		p.settle(b, s, b.take(p, s.out.Envelope))
+		p.wantRefused(b, p == eve)
 		p.flush(b, true)
+		p.wantRefused(b, false)
 		b.wantRead(p, map[string]bool{"hello of " + p.name: true})
 	}
 }

@@ -2,6 +2,7 @@ package session
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"starling/node/store"
@@ -90,6 +91,27 @@ func (m *Manager) Suspect(tx *store.Tx, now time.Time, peer identity.Account, ha
 		}
 	}
 	return true, m.renew(tx, now, peer, contact, id)
+}
+
+// KeyRefused reports whether the next session with peer takes the place of one
+// that began with a one-time key and was given up before it was acknowledged or
+// stale: the key was gone, as far as is known. Go on without one (T3): a relay
+// that gives one key to everybody would give it again.
+func (m *Manager) KeyRefused(tx *store.Tx, now time.Time, peer identity.Account) (bool, error) {
+	contact, err := loadContact(tx, peer)
+	if err != nil || contact == nil || len(contact.Replaces) != len(prekey.SessionID{}) {
+		return false, err
+	}
+	s, err := m.load(tx, now, prekey.SessionID(contact.Replaces))
+	if err != nil || s == nil || s.row.Acknowledged || len(s.row.Handshake) == 0 || s.row.Archived >= s.row.Stale {
+		return false, err
+	}
+	hs := new(wire.Handshake)
+	if err := wire.Parse(s.row.Handshake, protocol.MaxEnvelope, hs); err != nil {
+		return false, fmt.Errorf("reading a stored handshake: %w", err)
+	}
+	_, oneTime, err := prekey.Keys(hs)
+	return oneTime != nil, err
 }
 
 // recently reports whether at lies within the last RenewEvery. A time in the
