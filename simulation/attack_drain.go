@@ -14,11 +14,11 @@ import (
 )
 
 // A Drain is a stranger who takes all one-time keys of a victim: from every relay
-// that runs and that the victim names, all that work pays for, while the victim
-// is away. Meanwhile newcomers write to the victim: those of Public by its public
-// link, which is the stranger's too, those of Invited each by a link of their
-// own. First contact goes on: by the record's keys, and by those that relays keep
-// for tokens.
+// that runs and that the victim names, all that a public link and work pay for,
+// while the victim is away. Meanwhile newcomers write to the victim: those of
+// Public by that link, those of Invited each by a link of their own. First contact
+// goes on: by the record's keys (T3), and by those that relays keep for tokens
+// (T2).
 type Drain struct {
 	Victim  *Node
 	Public  []*Node
@@ -37,13 +37,23 @@ func (w *World) Drain(d Drain) error {
 	if d.Victim == nil || len(d.Public)+len(d.Invited) == 0 {
 		return errors.New("simulation: a drain has a victim and newcomers")
 	}
+	public, err := d.Victim.Invite(true)
+	if err != nil {
+		return err
+	}
+	stolen, err := identity.ParseLink(public)
+	if err != nil {
+		return fmt.Errorf("reading a link of %s: %w", d.Victim.Name(), err)
+	}
+	newcomers := append(append([]*Node(nil), d.Public...), d.Invited...)
 	links := map[*Node]string{}
-	for i, n := range append(append([]*Node(nil), d.Public...), d.Invited...) {
-		link, err := d.Victim.Invite(i < len(d.Public))
-		if err != nil {
+	for _, n := range newcomers {
+		links[n] = public
+	}
+	for _, n := range d.Invited {
+		if links[n], err = d.Victim.Invite(false); err != nil {
 			return err
 		}
-		links[n] = link
 	}
 	w.Sleep(drainSettle)
 	pools, err := d.Victim.pools()
@@ -56,7 +66,7 @@ func (w *World) Drain(d Drain) error {
 	over := w.Fault("drain", "of the one-time keys of "+d.Victim.Name())
 	taken, left := 0, 0
 	for _, p := range pools {
-		n, dry, err := w.drain(p)
+		n, dry, err := w.drain(p, stolen.Token)
 		if err != nil {
 			return fmt.Errorf("draining %s: %w", p.at.spec.Name, err)
 		}
@@ -66,7 +76,7 @@ func (w *World) Drain(d Drain) error {
 		}
 	}
 	before := w.keys()
-	for _, n := range append(append([]*Node(nil), d.Public...), d.Invited...) {
+	for _, n := range newcomers {
 		if err := n.Add(d.Victim, links[n]); err != nil {
 			return err
 		}
@@ -159,9 +169,9 @@ func (n *Node) pools() (list []pool, err error) {
 	return list, err
 }
 
-// drain takes keys of a pool by work until there are none, which dry reports, or
-// until the relay wants more work than a client does.
-func (w *World) drain(p pool) (taken int, dry bool, err error) {
+// drain takes keys of a pool, for a token and then by work, until there are none,
+// which dry reports, or until the relay wants more work than a client does.
+func (w *World) drain(p pool, token identity.Token) (taken int, dry bool, err error) {
 	if !p.at.Running() {
 		return 0, true, nil
 	}
@@ -169,9 +179,10 @@ func (w *World) drain(p pool) (taken int, dry bool, err error) {
 	// Work takes the processor of the run: the stranger does no more than this.
 	dialer := client.Dialer{MaxBits: relayWork + 12, Rand: rand.Reader}
 	err = client.NewDepositor(client.NewHosts(options...), dialer).Do(w.ctx, p.at.endpoint(), func(c *client.Conn) error {
+		pays := &token
 		for {
 			ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
-			_, err := c.TakeKey(ctx, p.box, p.id, nil)
+			_, err := c.TakeKey(ctx, p.box, p.id, pays)
 			cancel()
 			tooMuch := false
 			if _, ok := errors.AsType[*client.WorkError](err); ok {
@@ -180,6 +191,8 @@ func (w *World) drain(p pool) (taken int, dry bool, err error) {
 			switch {
 			case err == nil:
 				taken++
+			case errors.Is(err, client.ErrRefused) && pays != nil:
+				pays = nil // it has had its share
 			case errors.Is(err, client.ErrEmpty):
 				dry = true
 				return nil

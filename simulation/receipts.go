@@ -18,9 +18,10 @@ type ledger struct {
 
 	mu      sync.Mutex // guards what follows; never held across a wait
 	held    map[deposited]*promise
-	order   []*promise           // of held, as they were made
-	entries map[entryID]*promise // by the number under which a reader was shown one
-	count   RelayResult          // what it counts
+	order   []*promise                 // of held, as they were made
+	entries map[entryID]*promise       // by the number under which a reader was shown one
+	given   map[[sha256.Size]byte]bool // one-time keys
+	count   RelayResult                // what it counts
 }
 
 // A deposited is a blob in a queue.
@@ -56,7 +57,7 @@ type view struct {
 }
 
 func (l *ledger) init(r *Relay) {
-	l.r, l.held, l.entries = r, map[deposited]*promise{}, map[entryID]*promise{}
+	l.r, l.held, l.entries, l.given = r, map[deposited]*promise{}, map[entryID]*promise{}, map[[sha256.Size]byte]bool{}
 }
 
 // void ends all promises: the relay's disk is lost.
@@ -88,6 +89,13 @@ func (l *ledger) answered(v *view, x *inquiry, a *wire.RelayAnswer) {
 	ok := a.Status == wire.RelayStatus_RELAY_STATUS_OK
 	switch m := x.req.Command.(type) {
 	case *wire.RelayRequest_TakeKey:
+		if ok {
+			key := sha256.Sum256(a.GetKey().GetKey())
+			if l.given[key] {
+				l.count.KeysRepeated++
+			}
+			l.given[key] = true
+		}
 		switch {
 		case !ok:
 			l.count.KeysDenied++
@@ -207,7 +215,7 @@ func (l *ledger) fill(res *RelayResult, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	res.Receipts, res.Repeated, res.Refused = l.count.Receipts, l.count.Repeated, l.count.Refused
-	res.KeysToTokens, res.KeysToWork, res.KeysDenied = l.count.KeysToTokens, l.count.KeysToWork, l.count.KeysDenied
+	res.KeysToTokens, res.KeysToWork, res.KeysDenied, res.KeysRepeated = l.count.KeysToTokens, l.count.KeysToWork, l.count.KeysDenied, l.count.KeysRepeated
 	for _, p := range l.order {
 		switch {
 		case !p.signed:

@@ -105,6 +105,7 @@ type RelayResult struct {
 	KeysToTokens int // one-time keys given for invite tokens
 	KeysToWork   int // for work
 	KeysDenied   int // requests that got none
+	KeysRepeated int // given before, to somebody else
 
 	Sent, Received int64 // bytes on the network, headers included
 }

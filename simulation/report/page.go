@@ -451,11 +451,11 @@ func (p *runPage) relays(r *simulation.Result) {
 	p.Relays = &grid{
 		Caption: "Receipts of each relay, and bytes on its line",
 		Head: columns("Relay", "What is wrong with it", "Receipts#", "Honoured#", "Broken#", "Void with a disk#", "Never asked for#", "Waiting#",
-			"Deposits refused#", "One-time keys#", "Sent#", "Received#"),
+			"Shown again#", "Deposits refused#", "One-time keys#", "Keys given twice#", "Sent#", "Received#"),
 	}
 	for _, x := range r.Relays {
 		p.Relays.add(x.Name, or(x.Bad, "nothing"), integer(x.Receipts), integer(x.Honoured), integer(x.Broken), integer(x.Void), integer(x.Unread),
-			integer(x.Waiting), integer(x.Refused), integer(x.KeysToTokens+x.KeysToWork), size(float64(x.Sent)), size(float64(x.Received)))
+			integer(x.Waiting), integer(x.Repeated), integer(x.Refused), integer(x.KeysToTokens+x.KeysToWork), integer(x.KeysRepeated), size(float64(x.Sent)), size(float64(x.Received)))
 	}
 }
 

@@ -16,7 +16,7 @@
 //	               through a circuit and directly; no rows in a run without NATs
 //	relays.csv     name, region, bad, starts, crashes, disks_lost, up_s, what became of its
 //	               receipts (receipts, honoured, broken, void, unread, waiting), repeated, refused,
-//	               keys_to_tokens, keys_to_work, keys_denied, sent_bytes, received_bytes
+//	               keys_to_tokens, keys_to_work, keys_denied, keys_repeated, sent_bytes, received_bytes
 //	usage.csv      at_s, wall_s, cpu_s, memory_bytes, goroutines
 //	envelopes.csv  sealed, opened, repeated, refused; one row
 //	sightings.csv  observer, sees, median, most, unit

@@ -50,7 +50,7 @@ func small() *simulation.Result {
 		},
 		Relays: []simulation.RelayResult{
 			{Name: "star", Region: "asia", Starts: 2, Crashes: 1, Lost: 1, Up: 99 * second, Receipts: 1240, Honoured: 1200, Void: 30, Waiting: 7, Unread: 3, KeysToTokens: 4, KeysToWork: 5, Sent: 1 << 33, Received: 7},
-			{Name: "rogue", Bad: "drops", Starts: 1, Up: 100 * second, Receipts: 21, Broken: 21, Repeated: 8, Refused: 1, KeysDenied: 2},
+			{Name: "rogue", Bad: "drops", Starts: 1, Up: 100 * second, Receipts: 21, Broken: 21, Repeated: 8, Refused: 1, KeysDenied: 2, KeysRepeated: 3},
 		},
 		Lookups: []simulation.Lookup{
 			{By: 0, At: 1 * second, Took: 100 * time.Millisecond, Hops: 1, Asked: 3, Found: true},
@@ -260,7 +260,7 @@ func TestFolderReadsBack(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"messages.csv": "\nm0,ada,bo,", "pairs.csv": "\nada,cy,2.000000000,3.000000000\nbo,cy,4.000000000,\n", "nodes.csv": "\ncy,,spammer,symmetric,2,1,", "lookups.csv": "\nbo,2.0", "traffic.csv": "\nada,/a/1,",
-		"relays.csv": "\nrogue,,drops,1,0,0,100.000000000,21,0,21,0,0,0,8,1,0,0,2,0,0\n",
+		"relays.csv": "\nrogue,,drops,1,0,0,100.000000000,21,0,21,0,0,0,8,1,0,0,2,3,0,0\n",
 	} {
 		if got := read(t, dir, name); !strings.Contains(got, want) {
 			t.Errorf("%s does not name nodes, as in %q:\n%s", name, want, got)
@@ -619,7 +619,7 @@ func TestPageSaysWhatHappened(t *testing.T) {
 			"half within 5 s, the slowest within 10 s", "to deliver, longest", "2 faults in all; 1 clock wrong", "lasted nearly the whole run: skew (ada).",
 			"<code>negotiation</code>", "“negotiation” is what", "all traffic, per message", "<h2>Envelopes</h2>", "More were opened than sealed: ",
 			"(25.0×)", "1.3 cores", "Who reached whom", "1 symmetric, of 3 nodes", "Friends connected through a circuit only",
-			"What relays kept", `<th scope="row">rogue`, "1,240", "8.59 GB",
+			"What relays kept", `<th scope="row">rogue`, "1,240", "8.59 GB", "Shown again", "Keys given twice",
 		}},
 		"failed":  {failed, []string{"The run failed after 1 min 40 s: the trace is missing."}},
 		"idle":    {idle, []string{"5 nodes ran for 1 h and sent no messages; no promise was broken.", "No message was accepted", "Nobody looked for a record.", "No fault was injected.", "No traffic was counted.", "No envelope was sealed.", "did not look at what others could see"}},

@@ -121,12 +121,12 @@ var (
 		"relays.csv",
 		[]string{
 			"name", "region", "bad", "starts", "crashes", "disks_lost", "up_s", "receipts", "honoured", "broken", "void", "unread", "waiting",
-			"repeated", "refused", "keys_to_tokens", "keys_to_work", "keys_denied", "sent_bytes", "received_bytes",
+			"repeated", "refused", "keys_to_tokens", "keys_to_work", "keys_denied", "keys_repeated", "sent_bytes", "received_bytes",
 		},
 		func(r *simulation.RelayResult) []any {
 			return []any{
 				&r.Name, &r.Region, &r.Bad, &r.Starts, &r.Crashes, &r.Lost, &r.Up, &r.Receipts, &r.Honoured, &r.Broken, &r.Void, &r.Unread, &r.Waiting,
-				&r.Repeated, &r.Refused, &r.KeysToTokens, &r.KeysToWork, &r.KeysDenied, &r.Sent, &r.Received,
+				&r.Repeated, &r.Refused, &r.KeysToTokens, &r.KeysToWork, &r.KeysDenied, &r.KeysRepeated, &r.Sent, &r.Received,
 			}
 		},
 	}

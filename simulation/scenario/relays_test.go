@@ -2,10 +2,12 @@ package scenario
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
 
+	"starling/protocol"
 	"starling/simulation"
 )
 
@@ -71,6 +73,66 @@ func TestRelaysComeBack(t *testing.T) {
 	t.Logf("%v of cpu, %+v", time.Duration(r.Manifest.CPU), r.Relays)
 	if crashes < 3 || lost != 1 || honoured == 0 {
 		t.Errorf("%d relays crashed, %d lost their disk, %d receipts were honoured", crashes, lost, honoured)
+	}
+}
+
+// Whatever a relay does, nothing is lost, and what it did is counted against it
+// and nobody else.
+func TestBadRelayLosesNothing(t *testing.T) {
+	kinds := []string{"drops", "delays", "replays", "repeats", "lies"}
+	for _, tt := range []struct {
+		kind    string
+		set     map[string]string // beyond what is said below
+		verdict func(simulation.RelayResult) int
+	}{
+		{"drops", nil, func(x simulation.RelayResult) int { return x.Broken }},
+		{"delays", nil, func(x simulation.RelayResult) int { return x.Broken }},
+		{"replays", map[string]string{"duration": "50h"}, func(x simulation.RelayResult) int { return x.Repeated }},
+		// All have to ask the one that repeats.
+		{"repeats", map[string]string{"nodes": "3", "degree": "2", "good": "0"}, func(x simulation.RelayResult) int { return x.KeysRepeated }},
+		{"lies", nil, func(x simulation.RelayResult) int { return x.Refused }},
+	} {
+		t.Run(tt.kind, func(t *testing.T) {
+			set := map[string]string{"nodes": "2", "degree": "1", "online": "30m", "pause": "5m", "duration": "26h", "good": "1"}
+			for _, k := range kinds {
+				set[k] = "0"
+			}
+			set[tt.kind] = "1"
+			maps.Copy(set, tt.set)
+			r, most := watch(t, shippedScenario(t, "bad-relay"), set)
+			if most != 1 {
+				t.Errorf("%d people were there at once", most)
+			}
+			for _, x := range r.Relays {
+				switch n := tt.verdict(x); {
+				case x.Bad == "" && (n != 0 || x.Broken != 0 || x.Honoured == 0):
+					t.Errorf("the good relay: %+v", x)
+				case x.Bad != "" && n == 0:
+					t.Errorf("nothing is held against the bad relay: %+v", x)
+				}
+			}
+		})
+	}
+}
+
+// First contact goes on when all one-time keys are gone that strangers can take:
+// without (T3), and with those that are kept for who has a token (T2).
+func TestDrainOfKeysStopsNobody(t *testing.T) {
+	r := run(t, shippedScenario(t, "drain-keys"), 1, nil)
+	if accepted, shown := delivered(r); accepted != 4 || shown != 4 {
+		t.Errorf("%d messages were accepted, and %d shown", accepted, shown)
+	}
+	t.Logf("%v of cpu, %+v", time.Duration(r.Manifest.CPU), r.Relays)
+	got := map[string]float64{}
+	for _, m := range r.Metrics {
+		got[m.Name] = m.Value
+	}
+	const relays, public, invited = 2, 2, 2
+	if taken := float64(relays * (protocol.PoolKeys - protocol.PoolReserve)); got["keys_drained"] != taken || got["pools_not_drained"] != 0 {
+		t.Errorf("the stranger took %v keys and left %v pools, want %v and none", got["keys_drained"], got["pools_not_drained"], taken)
+	}
+	if got["keys_to_tokens"] != invited || got["keys_denied"] < public {
+		t.Errorf("%v keys for %d invited newcomers, and %v requests denied to %d by the public link", got["keys_to_tokens"], invited, got["keys_denied"], public)
 	}
 }
 
