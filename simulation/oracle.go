@@ -248,9 +248,20 @@ func (o *oracle) shownLocked(n *Node, e node.Event) {
 }
 
 // ordered reports whether texts are shown in the order in which they were
-// written. Whoever reads several relays at once gets them as they come: seq tells
-// of a gap and orders nothing (SPEC §7.3).
-func (o *oracle) ordered() bool { return len(o.w.relays) == 0 }
+// written. What is left at one relay is read there in the order in which it was
+// left, and so it is on a stream. Whoever reads several relays gets their texts as
+// they come: seq tells of a gap and orders nothing (SPEC §7.3). A lost disk takes
+// some that others do not wait for.
+func (o *oracle) ordered() bool {
+	switch len(o.w.relays) {
+	case 0:
+		return true
+	case 1:
+		r := o.w.relays[0]
+		return r.spec.Bad == "" && !r.voidSince(0)
+	}
+	return false
+}
 
 func (o *oracle) confirmedLocked(n *Node, e node.Event) {
 	m := o.messages[e.ID]

@@ -5,10 +5,13 @@ import (
 	"flag"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 	_ "unsafe" // for go:linkname
+
+	"google.golang.org/protobuf/proto"
 
 	"starling/protocol/wire"
 )
@@ -193,6 +196,50 @@ func TestBrokenReceiptIsReported(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Through one relay texts come in the order in which they were written; the
+// world's promise is broken by one that gives them in another.
+func TestOrderThroughOneRelay(t *testing.T) {
+	for _, planted := range []bool{false, true} {
+		t.Run(fmt.Sprintf("planted=%v", planted), func(t *testing.T) {
+			cfg := mailWorld(1, RelaySpec{Name: "r1"})
+			cfg.Loss = 0.2
+			r, err := Run(cfg, func(w *World) error {
+				if planted {
+					w.Relay("r1").meddler = swapper{}
+				}
+				together := false
+				return apart(w, 2, "", &together)
+			})
+			switch {
+			case planted && (r.Violation == nil || r.Violation.Oracle != oracleOrder):
+				t.Errorf("got %v, want a text of ada or bo that overtook another", err)
+			case !planted && err != nil:
+				t.Fatal(err)
+			case !planted && len(r.Messages) != 2*perVisit:
+				t.Errorf("%d messages were accepted, want %d", len(r.Messages), 2*perVisit)
+			}
+		})
+	}
+}
+
+// swapper is a relay that turns the order of what it gives to readers.
+type swapper struct{ honest }
+
+func (swapper) answer(_ *line, _ *wire.RelayRequest, a *wire.RelayAnswer) *wire.RelayAnswer {
+	e := a.GetEntries()
+	if e == nil || len(e.Entries) < 2 {
+		return a
+	}
+	a = proto.CloneOf(a)
+	list := a.GetEntries().Entries
+	for i, j := 0, len(list)-1; i < j; i, j = i+1, j-1 {
+		if slices.Equal(list[i].Queue, list[j].Queue) {
+			list[i].Blob, list[j].Blob = list[j].Blob, list[i].Blob
+		}
+	}
+	return a
 }
 
 // A text that is at a relay is due when its recipient has been there with the
