@@ -165,6 +165,7 @@ func apart(w *World, writing int, lost string, together *bool) error {
 // passes for honest, and is a finding of the run otherwise: with its name both
 // times.
 func TestBrokenReceiptIsReported(t *testing.T) {
+	hurry(t)
 	for _, planted := range []bool{true, false} {
 		name := "found"
 		if planted {
@@ -201,6 +202,7 @@ func TestBrokenReceiptIsReported(t *testing.T) {
 // Through one relay texts come in the order in which they were written; the
 // world's promise is broken by one that gives them in another.
 func TestOrderThroughOneRelay(t *testing.T) {
+	hurry(t)
 	for _, planted := range []bool{false, true} {
 		t.Run(fmt.Sprintf("planted=%v", planted), func(t *testing.T) {
 			cfg := mailWorld(1, RelaySpec{Name: "r1"})
