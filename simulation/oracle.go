@@ -585,9 +585,14 @@ func (o *oracle) waitsAtRelay() {
 }
 
 // dueLocked returns a relay from which its recipient should have a text by now,
-// nil if there is none.
+// nil if there is none. Where a relay repeats one-time keys, a first message may
+// have to be sealed again, whoever keeps it.
 func (o *oracle) dueLocked(m *letter, to *Node, now time.Duration) *Relay {
 	if !to.Running() || now <= to.upSince()+o.w.cfg.Promise {
+		return nil
+	}
+	repeats := slices.ContainsFunc(o.w.relays, func(r *Relay) bool { return r.spec.Bad == BadRepeatsKeys })
+	if repeats && !o.known[[2]int{m.To, m.From}] {
 		return nil
 	}
 	for _, r := range o.w.relays {

@@ -211,9 +211,27 @@ func headline(r *simulation.Result, d digest) string {
 		}
 	}
 	if n := len(d.pending); n > 0 { // lost or late, nobody has waited to see
-		return s + fmt.Sprintf("; %s still on the way at the end; nothing was shown twice or out of order.", integer(n))
+		s += fmt.Sprintf("; %s still on the way at the end; nothing was shown twice", integer(n))
+		if ordered(r) {
+			s += " or out of order"
+		}
+	} else if ordered(r) {
+		s += "; nothing was lost, shown twice or out of order"
+	} else {
+		s += "; nothing was lost or shown twice"
 	}
-	return s + "; nothing was lost, shown twice or out of order."
+	for _, x := range r.Relays {
+		if x.Broken > 0 {
+			s += fmt.Sprintf("; %s broke %s of %s", x.Name, integer(x.Broken), plural(x.Receipts, "receipt", "receipts"))
+		}
+	}
+	return s + "."
+}
+
+// ordered reports whether the run held texts to their order, as the oracle of
+// package simulation does.
+func ordered(r *simulation.Result) bool {
+	return len(r.Relays) == 0 || len(r.Relays) == 1 && r.Relays[0].Bad == "" && r.Relays[0].Lost == 0
 }
 
 // sentence ends s with a full stop.

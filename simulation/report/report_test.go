@@ -608,6 +608,8 @@ func TestPageSaysWhatHappened(t *testing.T) {
 	waiting := small()
 	nothing := &simulation.Result{Manifest: idle.Manifest, Messages: []simulation.Message{{Shown: -1, Confirmed: -1}}}
 	instant := &simulation.Result{Manifest: idle.Manifest, Messages: []simulation.Message{{ID: "self"}}}
+	mailed, through := *instant, *instant
+	mailed.Relays, through.Relays = make([]simulation.RelayResult, 2), make([]simulation.RelayResult, 1)
 	for name, c := range map[string]struct {
 		r    *simulation.Result
 		want []string
@@ -623,9 +625,11 @@ func TestPageSaysWhatHappened(t *testing.T) {
 		}},
 		"failed":  {failed, []string{"The run failed after 1 min 40 s: the trace is missing."}},
 		"idle":    {idle, []string{"5 nodes ran for 1 h and sent no messages; no promise was broken.", "No message was accepted", "Nobody looked for a record.", "No fault was injected.", "No traffic was counted.", "No envelope was sealed.", "did not look at what others could see"}},
-		"waiting": {waiting, []string{"10 of 11 messages were delivered", "1 still on the way at the end", "4 envelopes arrived again after opening, and were dropped. Nothing was shown twice."}},
+		"waiting": {waiting, []string{"10 of 11 messages were delivered", "1 still on the way at the end; nothing was shown twice; rogue broke 21 of 21 receipts.", "4 envelopes arrived again after opening, and were dropped. Nothing was shown twice."}},
 		"none":    {nothing, []string{"0 of 1 message was delivered", "None of 1 message was delivered."}},
 		"instant": {instant, []string{"1 of 1 message was delivered, after 0 s; nothing was lost"}},
+		"relays":  {&mailed, []string{"after 0 s; nothing was lost or shown twice."}},
+		"relay":   {&through, []string{"after 0 s; nothing was lost, shown twice or out of order."}},
 	} {
 		page := strings.ReplaceAll(read(t, finish(t, filepath.Join(t.TempDir(), name), c.r), "report.html"), nbsp, " ")
 		for _, want := range c.want {
