@@ -282,7 +282,7 @@ func (n *Node) takeSealed(tx *store.Tx, now time.Time, t identity.Transport, q *
 // Brought again it comes to the same, and [Node.oweError] bounds what is answered.
 func (n *Node) forgetSealed(tx *store.Tx, from identity.Account, sealed []byte) error {
 	c, err := store.Contacts.Get(tx, store.ContactKey(from))
-	if err == nil && c.State != store.Contact_BLOCKED {
+	if err == nil && c.State != store.Contact_BLOCKED && c.State != store.Contact_REQUEST {
 		return nil
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -305,42 +305,58 @@ func (n *Node) takeError(tx *store.Tx, now time.Time, from identity.Account, e *
 }
 
 // Decryption errors that are left at relays (SPEC §8.3): at most maxAnswers an
-// hour, and a quarter of them for one account; one for each session.
+// hour for contacts, and maxStrangers for all others; a quarter of them for one
+// account, one for each session.
 const (
 	maxAnswers   = 64
+	maxStrangers = 16
 	answerMemory = time.Hour
 )
 
 // oweError notes a decryption error that the sender of an envelope is to be left.
-// It stays noted for an hour after that, by which others are counted.
+// It stays noted for an hour after that, by which others are counted. Strangers,
+// of whom there are as many as somebody makes up, take no place from contacts, and
+// are answered within an hour or not at all.
 func (n *Node) oweError(tx *store.Tx, now time.Time, u *session.Undecryptable) error {
-	all, theirs := 0, 0
-	for row, err := range store.Answers.Scan(tx, nil, nil) {
-		if err != nil {
-			return err
-		}
-		if row.Value.Dies <= now.UnixMilli() {
-			continue
-		}
-		all++
-		if slices.Equal(row.Value.Account, u.Peer[:]) {
-			theirs++
-		}
-		if slices.Equal(row.Value.Session, u.Answer.Session) {
-			return nil
-		}
-	}
-	if all >= maxAnswers || theirs >= maxAnswers/4 {
-		return nil
+	c, err := store.Contacts.Get(tx, store.ContactKey(u.Peer))
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
 	}
 	row := &store.Answer{
 		Account: u.Peer[:], Session: u.Answer.Session, Error: wire.Marshal(u.Answer), Dies: now.Add(protocol.MessageLife).UnixMilli(),
+		Stranger: c == nil || c.State == store.Contact_REQUEST,
 	}
 	if u.New != nil {
 		row.Manifest = u.New.ManifestBytes
 		if u.New.Profile.Mail != nil {
 			row.Mail = wire.Marshal(u.New.Profile.Mail)
 		}
+	}
+	most := maxAnswers
+	if row.Stranger {
+		if len(row.Mail) == 0 {
+			return nil // it could be left nowhere
+		}
+		most, row.Dies = maxStrangers, now.Add(answerMemory).UnixMilli()
+	}
+	all, theirs := 0, 0
+	for other, err := range store.Answers.Scan(tx, nil, nil) {
+		if err != nil {
+			return err
+		}
+		a := other.Value
+		switch {
+		case a.Dies <= now.UnixMilli() || a.Stranger != row.Stranger:
+			continue
+		case slices.Equal(a.Session, row.Session):
+			return nil
+		case slices.Equal(a.Account, row.Account):
+			theirs++
+		}
+		all++
+	}
+	if all >= most || theirs >= most/4 {
+		return nil
 	}
 	tx.OnCommit(func() {
 		select {

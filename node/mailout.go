@@ -22,11 +22,12 @@ import (
 
 // Tuning of what is left at relays.
 const (
-	leaveTime  = 2 * time.Minute  // one batch at one relay, work included
-	answerPace = 5 * time.Minute  // between two attempts to leave the same answer
-	checkSoon  = 5 * time.Minute  // from the start to the first look whether relays still have what was left: some are never here for long
-	checkEvery = 6 * time.Hour    // between two of these looks
-	checkTime  = 30 * time.Second // one look at one relay
+	leaveTime    = 2 * time.Minute  // one batch at one relay, work included
+	answerPace   = 5 * time.Minute  // between two attempts to leave the same answer
+	strangerTime = 20 * time.Second // one attempt to leave an answer for somebody who is no contact
+	checkSoon    = 5 * time.Minute  // from the start to the first look whether relays still have what was left: some are never here for long
+	checkEvery   = 6 * time.Hour    // between two of these looks
+	checkTime    = 30 * time.Second // one look at one relay
 )
 
 // errNoKey says, for the user, why nothing can be left for a contact.
@@ -397,13 +398,17 @@ func (n *Node) leaveAnswers(ctx context.Context) error {
 	tick := time.NewTicker(answerPace)
 	defer tick.Stop()
 	for {
-		var rows []store.Row[*store.Answer]
+		var rows, strangers []store.Row[*store.Answer]
 		err := n.store.View(func(tx *store.Tx) error {
 			for row, err := range store.Answers.Scan(tx, nil, nil) {
 				if err != nil {
 					return err
 				}
-				if !row.Value.Left {
+				switch {
+				case row.Value.Left || row.Value.Dies <= n.cfg.Now().UnixMilli():
+				case row.Value.Stranger:
+					strangers = append(strangers, row)
+				default:
 					rows = append(rows, row)
 				}
 			}
@@ -412,7 +417,7 @@ func (n *Node) leaveAnswers(ctx context.Context) error {
 		if err != nil {
 			n.log.Warn("reading which answers wait", "err", err)
 		}
-		for _, row := range rows {
+		for _, row := range slices.Concat(rows, strangers) {
 			if err := n.leaveAnswer(ctx, row); err != nil {
 				n.log.Debug("an answer was not left", "err", err)
 			}
@@ -429,6 +434,11 @@ func (n *Node) leaveAnswers(ctx context.Context) error {
 // leaveAnswer leaves one decryption error at one relay.
 func (n *Node) leaveAnswer(ctx context.Context, row store.Row[*store.Answer]) error {
 	v := row.Value
+	if v.Stranger { // whose relay may be a slow one
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, strangerTime)
+		defer cancel()
+	}
 	var e wire.DecryptionError
 	if err := wire.Parse(v.Error, protocol.MaxEnvelope, &e); err != nil {
 		return fmt.Errorf("reading an answer: %w", store.ErrDamaged)
@@ -444,7 +454,7 @@ func (n *Node) leaveAnswer(ctx context.Context, row store.Row[*store.Answer]) er
 	if err != nil || d == nil {
 		return err
 	}
-	letter := outbox.Letter{Envelope: envelope.SealError(&e), Expires: time.UnixMilli(v.Dies)}
+	letter := outbox.Letter{Envelope: envelope.SealError(&e), Expires: n.cfg.Now().Add(protocol.MessageLife)}
 	for _, box := range d.boxes {
 		var copies map[int]*store.Copy
 		if copies, err = n.leaveAt(ctx, d, box, []outbox.Letter{letter}, []int{0}); len(copies) > 0 {

@@ -2483,7 +2483,8 @@ type Answer struct {
 	Manifest      []byte                 `protobuf:"bytes,4,opt,name=manifest,proto3" json:"manifest,omitempty"` // wire.Signed of a first message's introduction, or empty
 	Mail          []byte                 `protobuf:"bytes,5,opt,name=mail,proto3" json:"mail,omitempty"`         // wire.Mail of that introduction, or empty
 	Session       []byte                 `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
-	Left          bool                   `protobuf:"varint,7,opt,name=left,proto3" json:"left,omitempty"` // at a relay: it only counts
+	Left          bool                   `protobuf:"varint,7,opt,name=left,proto3" json:"left,omitempty"`         // at a relay: it only counts
+	Stranger      bool                   `protobuf:"varint,8,opt,name=stranger,proto3" json:"stranger,omitempty"` // the account is that of no contact
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2563,6 +2564,13 @@ func (x *Answer) GetSession() []byte {
 func (x *Answer) GetLeft() bool {
 	if x != nil {
 		return x.Left
+	}
+	return false
+}
+
+func (x *Answer) GetStranger() bool {
+	if x != nil {
+		return x.Stranger
 	}
 	return false
 }
@@ -3284,7 +3292,7 @@ const file_rows_proto_rawDesc = "" +
 	"capability\x12\x18\n" +
 	"\aexpires\x18\x04 \x01(\x03R\aexpires\x12\x12\n" +
 	"\x04over\x18\x05 \x01(\bR\x04over\x12\x16\n" +
-	"\x06tokens\x18\x06 \x01(\fR\x06tokens\"\xaa\x01\n" +
+	"\x06tokens\x18\x06 \x01(\fR\x06tokens\"\xc6\x01\n" +
 	"\x06Answer\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\fR\aaccount\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\fR\x05error\x12\x12\n" +
@@ -3292,7 +3300,8 @@ const file_rows_proto_rawDesc = "" +
 	"\bmanifest\x18\x04 \x01(\fR\bmanifest\x12\x12\n" +
 	"\x04mail\x18\x05 \x01(\fR\x04mail\x12\x18\n" +
 	"\asession\x18\x06 \x01(\fR\asession\x12\x12\n" +
-	"\x04left\x18\a \x01(\bR\x04left\"\x86\x01\n" +
+	"\x04left\x18\a \x01(\bR\x04left\x12\x1a\n" +
+	"\bstranger\x18\b \x01(\bR\bstranger\"\x86\x01\n" +
 	"\n" +
 	"RelayState\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\fR\x05store\x12\x16\n" +

@@ -14,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"golang.org/x/time/rate"
 
 	"starling/protocol"
 	"starling/protocol/identity"
@@ -27,6 +28,12 @@ const (
 	// maxRest is the longest pause between two requests of a stream, on which a
 	// relay waits for two minutes.
 	maxRest = time.Minute
+
+	// sparePer and spareMost are how many entries of no use cost a relay no pause:
+	// one in sparePer, and so many at once. An honest relay shows again what it was
+	// not told to delete when the last stream broke.
+	sparePer  = 10 * time.Second
+	spareMost = 1024
 
 	// steadyAfter is how long a connection has to last to make up for the failures
 	// before it: a relay that takes every connection and drops it gains nothing.
@@ -63,7 +70,7 @@ type ReaderConfig struct {
 	// deleted: they were committed, now or before, or cannot be opened. Others are
 	// shown again on the next stream. What it returns with an error is deleted too;
 	// the error ends the stream. useless is how many of them were of no use, since
-	// they cannot be opened or were taken before: a relay that brings nothing else
+	// they cannot be opened or were taken before: a relay that brings little else
 	// is asked less often. Its duration delays what comes after. Required.
 	Take func(ctx context.Context, entries []Entry) (done []Entry, useless int, err error)
 
@@ -134,6 +141,8 @@ type Reader struct {
 	id   peer.ID       // of the relay
 	kick chan struct{} // Kick sends; one token is enough
 
+	spare *rate.Limiter // of entries of no use
+
 	mu     sync.Mutex // guards status
 	status Status
 }
@@ -161,6 +170,7 @@ func NewReader(cfg ReaderConfig) (*Reader, error) {
 	return &Reader{
 		cfg: cfg, id: addrInfo(cfg.Relay).ID,
 		kick:   make(chan struct{}, 1),
+		spare:  rate.NewLimiter(rate.Every(sparePer), spareMost),
 		status: Status{Since: cfg.Now()},
 	}, nil
 }
@@ -421,6 +431,9 @@ func (s *session) step(ctx context.Context) error {
 		}
 		if len(done) > useless {
 			s.hasty = 0
+			return s.delete(ctx)
+		}
+		if useless > 0 && s.spare.AllowN(time.Now(), useless) {
 			return s.delete(ctx)
 		}
 	}
