@@ -31,6 +31,7 @@ import (
 	"github.com/multiformats/go-multibase"
 	"google.golang.org/protobuf/proto"
 
+	"starling/node/relay/client"
 	"starling/node/session"
 	"starling/node/store"
 	"starling/protocol"
@@ -64,6 +65,8 @@ type crook struct {
 	holds   func(relay.QueueID) bool // what is deposited there is not given out
 	pools   bool                     // it wants one-time keys, whose making takes long; else it says that it has enough
 	repeats bool                     // a one-time key is given out again and again
+	flips   bool                     // it says that it stops, and takes it back, each time that it is asked
+	asked   int                      // what it is
 }
 
 // A den is a queue of a crook.
@@ -246,8 +249,12 @@ func (c *crook) answer(from peer.ID, r *wire.RelayRequest, attached map[relay.Qu
 	refused := &wire.RelayAnswer{Status: wire.RelayStatus_RELAY_STATUS_REFUSED}
 	switch m := r.Command.(type) {
 	case *wire.RelayRequest_Info:
+		drains := int64(0)
+		if c.asked++; c.flips && c.asked%2 == 0 {
+			drains = time.Now().Add(48 * time.Hour).Unix()
+		}
 		return okay(&wire.RelayAnswer{Result: &wire.RelayAnswer_Info{Info: &wire.RelayInfo{
-			Time: time.Now().Unix(), Store: c.self[:relay.StoreIDSize], DepositBits: 1, KeyBits: 1,
+			Time: time.Now().Unix(), Store: c.self[:relay.StoreIDSize], DepositBits: 1, KeyBits: 1, Draining: drains,
 		}}})
 	case *wire.RelayRequest_Claim:
 		claim, err := relay.ParseClaim(m.Claim)
@@ -1129,6 +1136,60 @@ func TestStrangersTakeNoAnswerFromContacts(t *testing.T) {
 	owe(now.Add(answerMemory), identity.Account(random(32)), &wire.Mail{Mailboxes: [][]byte{{1}}})
 	if _, n := count(); n != maxStrangers+1 {
 		t.Errorf("an hour later %d answers are noted for strangers", n)
+	}
+}
+
+// A relay that stops, goes on and stops, each time that it is asked, has its user
+// tell their contacts of it once a day.
+func TestRelayChangesItsMindOnceADay(t *testing.T) {
+	w := newWorld(t)
+	c := w.crook(anyKey)
+	b := w.person("Bo", quick)
+	b.fooled(c)
+	host := w.caller(nil)
+	if err := host.Connect(w.ctx, peer.AddrInfo{ID: c.ID(), Addrs: c.Addrs()}); err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	c.flips = true
+	c.mu.Unlock()
+	changes := func() (n int) {
+		for range 20 {
+			conn, err := client.Dial(w.ctx, host, identity.Endpoint{Transport: c.self})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := &tending{n: b.Node, t: c.self, c: conn}
+			if err := d.plan(); err != nil {
+				t.Error(err)
+			}
+			if d.fresh {
+				n++
+			}
+			conn.Close()
+		}
+		return n
+	}
+	events := b.rows()["journal"]
+	if n := changes(); n != 1 {
+		t.Errorf("contacts were to be told %d times", n)
+	}
+	if n := b.rows()["journal"] - events; n > 1 {
+		t.Errorf("%d events", n)
+	}
+	err := b.store.Update(func(tx *store.Tx) error { // a day later
+		r, err := store.OwnRelays.Get(tx, store.PeerKey(c.self))
+		if err != nil {
+			return err
+		}
+		r.Turned -= turnEvery.Milliseconds()
+		return store.OwnRelays.Put(tx, store.PeerKey(c.self), r)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := changes(); n != 1 {
+		t.Errorf("on the next day contacts were to be told %d times", n)
 	}
 }
 

@@ -21,6 +21,11 @@ import (
 // there before everybody knew may come as late.
 const leavingLife = protocol.MessageLife
 
+// turnEvery is how soon a relay's word that it stops, or that it does not, is taken
+// again after it changed: every contact is told of that, and one that changes its
+// mind at every connection would fill their queues.
+const turnEvery = 24 * time.Hour
+
 // A tending is one look after what this user has at a relay.
 type tending struct {
 	n     *Node
@@ -66,7 +71,7 @@ func (n *Node) tend(ctx context.Context, t identity.Transport, c *client.Conn) e
 // plan takes over what the relay says of itself, and makes the rows of queues
 // that are missing.
 func (d *tending) plan() error {
-	info, n := d.c.Info(), d.n
+	info, n, now := d.c.Info(), d.n, d.n.cfg.Now()
 	if err := d.doubt(info.Store); err != nil {
 		return err
 	}
@@ -91,6 +96,11 @@ func (d *tending) plan() error {
 		drains := int64(0)
 		if !info.Draining.IsZero() {
 			drains = info.Draining.Unix()
+		}
+		if turns := (drains != 0) != (r.Draining != 0); turns && now.Sub(time.UnixMilli(r.Turned)) < turnEvery {
+			drains = r.Draining
+		} else if turns {
+			r.Turned = now.UnixMilli()
 		}
 		if drains != 0 && r.Draining == 0 {
 			err := n.record(tx, &store.Event{Type: "relay", State: "draining", Text: peerOf(d.t).String()}, nil)

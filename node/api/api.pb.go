@@ -2606,7 +2606,7 @@ type Relay struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // peer ID
 	Addrs         []string               `protobuf:"bytes,2,rep,name=addrs,proto3" json:"addrs,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`   // new, used, waiting, refused, draining, dropped, leaving
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`   // new, used, suspect, waiting, refused, draining, dropped, leaving
 	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"` // in plain words, or empty
 	Added         int64                  `protobuf:"varint,5,opt,name=added,proto3" json:"added,omitempty"`
 	Heard         int64                  `protobuf:"varint,6,opt,name=heard,proto3" json:"heard,omitempty"`   // when it last answered, 0 if not since the start

@@ -2223,6 +2223,7 @@ type OwnRelay struct {
 	Records       []byte                 `protobuf:"bytes,8,opt,name=records,proto3" json:"records,omitempty"`                                // what the records given to it say, hashed
 	KeysPut       int64                  `protobuf:"varint,9,opt,name=keys_put,json=keysPut,proto3" json:"keys_put,omitempty"`                // last time one-time keys were put
 	RepeatedKeys  []*RepeatedKey         `protobuf:"bytes,10,rep,name=repeated_keys,json=repeatedKeys,proto3" json:"repeated_keys,omitempty"` // few
+	Turned        int64                  `protobuf:"varint,11,opt,name=turned,proto3" json:"turned,omitempty"`                                // when it began to say that it stops, or took it back
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2325,6 +2326,13 @@ func (x *OwnRelay) GetRepeatedKeys() []*RepeatedKey {
 		return x.RepeatedKeys
 	}
 	return nil
+}
+
+func (x *OwnRelay) GetTurned() int64 {
+	if x != nil {
+		return x.Turned
+	}
+	return 0
 }
 
 // RepeatedKey is a one-time key of a relay's pool that two accounts used.
@@ -3267,7 +3275,7 @@ const file_rows_proto_rawDesc = "" +
 	"\x05addrs\x18\x02 \x03(\fR\x05addrs\x12\x12\n" +
 	"\x04seen\x18\x03 \x01(\x03R\x04seen\"\x1a\n" +
 	"\x04Blob\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"\xb4\x02\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"\xcc\x02\n" +
 	"\bOwnRelay\x12\x14\n" +
 	"\x05addrs\x18\x01 \x03(\fR\x05addrs\x12\x1c\n" +
 	"\tadmission\x18\x02 \x01(\fR\tadmission\x12\x14\n" +
@@ -3279,7 +3287,8 @@ const file_rows_proto_rawDesc = "" +
 	"\arecords\x18\b \x01(\fR\arecords\x12\x19\n" +
 	"\bkeys_put\x18\t \x01(\x03R\akeysPut\x12C\n" +
 	"\rrepeated_keys\x18\n" +
-	" \x03(\v2\x1e.starling.store.v1.RepeatedKeyR\frepeatedKeys\"K\n" +
+	" \x03(\v2\x1e.starling.store.v1.RepeatedKeyR\frepeatedKeys\x12\x16\n" +
+	"\x06turned\x18\v \x01(\x03R\x06turned\"K\n" +
 	"\vRepeatedKey\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\fR\x05first\x12\x16\n" +
 	"\x06second\x18\x02 \x01(\fR\x06second\x12\x0e\n" +
