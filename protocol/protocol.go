@@ -53,6 +53,7 @@ const (
 	LabelReader       Label = "starling/v1/reader"          // reader key proves that it may read a queue
 	LabelCapability   Label = "starling/v1/capability"      // hash of a deposit capability, all that a relay keeps of it
 	LabelRelayToken   Label = "starling/v1/relay-token"     // hash of an invite token, as a relay sees it
+	LabelAdmission    Label = "starling/v1/admission"       // relay key → key of its admission tokens
 	LabelWork         Label = "starling/v1/work"            // proof of work at a relay
 	LabelKeyWork      Label = "starling/v1/key-work"        // hash that stands for a request for a one-time key in such a proof
 	LabelReceiptLeaf  Label = "starling/v1/receipt-leaf"    // hash of one deposit of a group

@@ -1,12 +1,16 @@
 package relay
 
 import (
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"time"
 
 	"starling/node/store"
+	"starling/protocol"
 	"starling/protocol/relay"
 )
 
@@ -26,16 +30,55 @@ type Issued struct {
 
 // Issue draws an admission token: it lets its bearers make queues, all on one
 // account. It is shown once. Name is for the operator alone.
+//
+// The token proves that this relay's key made it. So it is good also for a relay
+// that has lost its store and kept its key, which knows no name of it then, and
+// not that it was revoked.
 func (s *Service) Issue(name string) (relay.Admission, error) {
 	if len(name) > 64 {
 		return relay.Admission{}, errors.New("relay: a name of more than 64 bytes")
 	}
 	var t relay.Admission
-	rand.Read(t[:])
+	rand.Read(t[:admissionID])
+	copy(t[admissionID:], s.admissionMAC(t[:admissionID]))
 	return t, s.db.Update(func(tx *store.Tx) error {
 		return store.RelayAdmissions.Put(tx, store.RelayAdmissionKey(sha256.Sum256(t[:])),
 			&store.RelayAdmission{Name: name, Created: s.now64()})
 	})
+}
+
+// admissionID is how many bytes of an admission token name it; the others are
+// their MAC.
+const admissionID = 6
+
+func (s *Service) admissionMAC(id []byte) []byte {
+	raw, err := s.cfg.Key.Raw()
+	if err != nil {
+		panic("relay: internal error: a key without bytes: " + err.Error())
+	}
+	key, err := hkdf.Key(sha256.New, raw[:ed25519.SeedSize], make([]byte, sha256.Size), string(protocol.LabelAdmission.Bind()), sha256.Size)
+	if err != nil {
+		panic("relay: internal error: " + err.Error())
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write(id)
+	return mac.Sum(nil)[:relay.AdmissionSize-admissionID]
+}
+
+// admit returns nil if an admission token was issued and not revoked.
+func (s *Service) admit(tx *store.Tx, token []byte) error {
+	k := store.RelayAdmissionKey(sha256.Sum256(token))
+	has, err := store.RelayAdmissions.Has(tx, k)
+	if err != nil {
+		return err
+	}
+	if !has && len(token) == relay.AdmissionSize && hmac.Equal(token[admissionID:], s.admissionMAC(token[:admissionID])) {
+		// Of a store that was lost.
+		if err := store.RelayAdmissions.Put(tx, k, &store.RelayAdmission{Created: s.now64()}); err != nil {
+			return err
+		}
+	}
+	return admitted(tx, k)
 }
 
 // Issued returns the admission tokens that were issued and not revoked.
@@ -48,6 +91,9 @@ func (s *Service) Issued() ([]Issued, error) {
 			}
 			if err != nil {
 				return err
+			}
+			if r.Value.Revoked {
+				continue
 			}
 			all = append(all, Issued{
 				Hash: [sha256.Size]byte(r.Key), Name: r.Value.Name, Created: time.Unix(r.Value.Created, 0),
@@ -70,13 +116,14 @@ func (s *Service) Issued() ([]Issued, error) {
 func (s *Service) Revoke(hash [sha256.Size]byte) error {
 	return s.db.Update(func(tx *store.Tx) error {
 		k := store.RelayAdmissionKey(hash)
-		has, err := store.RelayAdmissions.Has(tx, k)
-		if err == nil && !has {
+		row, err := store.RelayAdmissions.Get(tx, k)
+		if errors.Is(err, store.ErrNotFound) || err == nil && row.Revoked {
 			err = ErrNoToken
 		}
 		if err != nil {
 			return err
 		}
-		return store.RelayAdmissions.Delete(tx, k)
+		row.Revoked = true // it would be good again without its row
+		return store.RelayAdmissions.Put(tx, k, row)
 	})
 }

@@ -156,8 +156,10 @@ func (c *client) create(id relay.QueueID, m *wire.RelayCreate) (*queue, error) {
 		return nil, err
 	}
 	err := s.db.Update(func(tx *store.Tx) error {
-		if err := admitted(tx, row.Share); err != nil {
-			return err
+		if len(m.Admission) > 0 {
+			if err := s.admit(tx, m.Admission); err != nil {
+				return err
+			}
 		}
 		if has, err := store.RelayQueues.Has(tx, store.RelayQueueKey(id)); err != nil || has {
 			return err
@@ -211,8 +213,8 @@ func admitted(tx *store.Tx, share []byte) error {
 	if len(share) != sha256.Size {
 		return nil
 	}
-	has, err := store.RelayAdmissions.Has(tx, store.RelayAdmissionKey([sha256.Size]byte(share)))
-	if err == nil && !has {
+	row, err := store.RelayAdmissions.Get(tx, store.RelayAdmissionKey([sha256.Size]byte(share)))
+	if errors.Is(err, store.ErrNotFound) || err == nil && row.Revoked {
 		err = refused
 	}
 	return err

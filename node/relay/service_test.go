@@ -919,6 +919,41 @@ func TestAdmissionTokens(t *testing.T) {
 	c.want(isRefused, c.createRequest(bearer()))
 }
 
+// Whoever keeps the relay's key and loses all else owes nobody a new link.
+func TestTokensOutliveTheStore(t *testing.T) {
+	var key crypto.PrivKey
+	old := newWorld(t, func(cfg *Config) { cfg.Admit, key = AdmitTokens, cfg.Key })
+	token, err := old.Issue("a friend")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh := newWorld(t, func(cfg *Config) { cfg.Admit, cfg.Key = AdmitTokens, key })
+	c := fresh.caller()
+	create := func(w *world, token []byte) *wire.RelayRequest {
+		m := w.makeable(pairwise)
+		m.create.Admission = token
+		return c.createRequest(m)
+	}
+	for i := range token {
+		forged := token
+		forged[i] ^= 1
+		c.want(isRefused, create(fresh, forged[:]))
+	}
+	c.want(isOK, create(fresh, token[:]))
+	c.want(isOK, create(fresh, token[:]))
+	all, err := fresh.Issued()
+	if err != nil || len(all) != 1 || all[0].Queues != 2 {
+		t.Fatalf("issued: %+v, %v", all, err)
+	}
+	if err := fresh.Revoke(all[0].Hash); err != nil {
+		t.Fatal(err)
+	}
+	c.want(isRefused, create(fresh, token[:]))
+	other := newWorld(t, func(cfg *Config) { cfg.Admit = AdmitTokens })
+	c = other.caller()
+	c.want(isRefused, create(other, token[:]))
+}
+
 func TestDrainingRelayStillGives(t *testing.T) {
 	w := newWorld(t, nil)
 	c := w.caller()

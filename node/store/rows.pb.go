@@ -3014,6 +3014,7 @@ type RelayAdmission struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // the operator's
 	Created       int64                  `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
+	Revoked       bool                   `protobuf:"varint,3,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3060,6 +3061,13 @@ func (x *RelayAdmission) GetCreated() int64 {
 		return x.Created
 	}
 	return 0
+}
+
+func (x *RelayAdmission) GetRevoked() bool {
+	if x != nil {
+		return x.Revoked
+	}
+	return false
 }
 
 var File_rows_proto protoreflect.FileDescriptor
@@ -3348,10 +3356,11 @@ const file_rows_proto_rawDesc = "" +
 	"\x03day\x18\x02 \x01(\rR\x03day\";\n" +
 	"\tRelayBlob\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x18\n" +
-	"\aexpires\x18\x02 \x01(\x03R\aexpires\">\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\"X\n" +
 	"\x0eRelayAdmission\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\acreated\x18\x02 \x01(\x03R\acreatedB\x15Z\x13starling/node/storeb\x06proto3"
+	"\acreated\x18\x02 \x01(\x03R\acreated\x12\x18\n" +
+	"\arevoked\x18\x03 \x01(\bR\arevokedB\x15Z\x13starling/node/storeb\x06proto3"
 
 var (
 	file_rows_proto_rawDescOnce sync.Once
