@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/multiformats/go-multiaddr"
 
 	"starling/node/relay/client"
@@ -81,7 +82,7 @@ func (n *Node) RemoveRelay(_ context.Context, who string) error {
 			if err != nil {
 				return err
 			}
-			if r.Value.Leaving == 0 && who != "" && strings.HasPrefix(peerOf(r.Key.Relay()).String(), who) {
+			if r.Value.Leaving == 0 && who != "" && fitsID(peerOf(r.Key.Relay()).String(), who) {
 				found, row = append(found, r.Key.Relay()), r.Value
 			}
 		}
@@ -99,6 +100,10 @@ func (n *Node) RemoveRelay(_ context.Context, who string) error {
 		return n.record(tx, &store.Event{Type: "relay", State: "leaving", Text: peerOf(found[0]).String()}, nil)
 	})
 }
+
+// fitsID reports whether somebody who writes part of an ID may mean this one: its
+// beginning, or its end, by which the doctor names relays.
+func fitsID(id, part string) bool { return strings.HasPrefix(id, part) || strings.HasSuffix(id, part) }
 
 // Relays lists the relays that this user names, oldest first, and those being
 // left.
@@ -172,7 +177,7 @@ func (n *Node) relayOf(tx *store.Tx, t identity.Transport, row *store.OwnRelay) 
 	case errors.Is(fault, client.ErrQuota):
 		r.State, r.Detail = "refused", "it has no room for this account"
 	case fault != nil:
-		r.State, r.Detail = "waiting", "not reached: "+fault.Error()
+		r.State, r.Detail = "waiting", plainFault(fault)
 	case r.Queues == 0:
 		r.State, r.Detail = "new", "not in use yet"
 	case st.Useless > protocol.MaxPoll:
@@ -182,6 +187,25 @@ func (n *Node) relayOf(tx *store.Tx, t identity.Transport, row *store.OwnRelay) 
 		r.State = "used"
 	}
 	return r, nil
+}
+
+// plainFault says for the user what is wrong with a relay.
+func plainFault(err error) string {
+	_, undialled := errors.AsType[*swarm.DialError](err)
+	switch {
+	case undialled:
+		return "not reached: nothing answers at its addresses"
+	case errors.Is(err, client.ErrQuota):
+		return "it has no room"
+	case errors.Is(err, client.ErrBusy):
+		return "it is too busy, or has used up its traffic of this month"
+	case errors.Is(err, client.ErrDraining):
+		return "it is about to stop"
+	case errors.Is(err, client.ErrRefused):
+		return "it refuses"
+	}
+	first, _, _ := strings.Cut(err.Error(), "\n")
+	return "not reached: " + first
 }
 
 // repeatsProof is how many accounts have to come with one-time keys that others

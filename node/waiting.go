@@ -22,6 +22,8 @@ func (n *Node) waiting(a identity.Account) string {
 		return "waiting for them to accept"
 	case errors.Is(r.Deposit.Err, errLong): // whatever else is wrong
 		return errLong.Error()
+	case r.Err != nil && r.Deposit.Err != nil && r.Deposit.Relays > 0:
+		return r.Err.Error() + "; of their relays, " + plainFault(r.Deposit.Err)
 	case r.Err != nil:
 		return r.Err.Error()
 	}

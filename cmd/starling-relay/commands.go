@@ -39,6 +39,9 @@ secret.`,
 				return nil
 			}
 			fmt.Fprintln(a.out, l.Link)
+			if l.Token {
+				fmt.Fprintf(a.err, "It can be taken back: %s\n", h.command("link revoke "+l.ID[:8]))
+			}
 			switch {
 			case l.Admit == "token" && !l.Token:
 				fmt.Fprintf(a.err, "Nobody new can use the relay with this link. To let somebody in: %s\n", h.command("link --token"))
@@ -49,6 +52,7 @@ secret.`,
 		},
 	}
 	c.Flags().BoolVar(&req.Token, "token", false, "put a new admission token into it")
+	c.Flags().StringVar(&req.Name, "name", "", "with a token that link list shows by this `name`")
 	c.Flags().BoolVar(&req.LAN, "lan", false, "with addresses of this network, for people on it")
 	c.AddCommand(a.linkListCmd(), a.linkRevokeCmd())
 	return c
@@ -73,7 +77,7 @@ func (a *app) linkListCmd() *cobra.Command {
 					printJSON(a.out, t)
 					continue
 				}
-				fmt.Fprintf(a.out, "%s  %s  %d queues, %s\n", t.ID, t.Created.Local().Format(time.DateOnly), t.Queues, size(t.Bytes))
+				fmt.Fprintf(a.out, "%s  %s  %d queues, %s  %s\n", t.ID, t.Created.Local().Format(time.DateOnly), t.Queues, size(t.Bytes), t.Name)
 			}
 			return nil
 		},
@@ -161,7 +165,7 @@ func (a *app) showStatus(st statusShape) {
 	title := "runs"
 	switch {
 	case st.Draining != nil:
-		title = "takes nothing new, and stops on " + st.Draining.Local().Format("2 January 2006 at 15:04")
+		title = "takes nothing new; its users have until " + st.Draining.Local().Format("2 January 2006 at 15:04") + ", then stop it"
 	case !st.Ready:
 		title = "runs, but takes nothing: " + st.NotReady
 	}
@@ -324,8 +328,9 @@ func (a *app) keyCmd() *cobra.Command {
 		Short: "Copy the relay's key to a new file",
 		Long: `Copy the relay's key to a new file, which only you can read. Keep it where this
 disk cannot take it along. To restore: put it into an empty folder as relay.key,
-mode 600, and start the relay. Every link stays valid; what was kept is lost, and
-those who left it are told and leave it again.`,
+mode 600, and start the relay. Every link stays valid, also one that was taken
+back: take it back once more. What was kept is lost; its senders notice within
+hours, and leave it again.`,
 		Args: exactly("FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			h, err := a.home()

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -30,7 +31,7 @@ import (
 // relay's user can reach: its folder is 0700.
 //
 //	GET  /v1/status                    statusShape
-//	POST /v1/link   {token, lan}       linkShape
+//	POST /v1/link   {token, name, lan} linkShape
 //	GET  /v1/links                     list of tokenShape: tokens given out
 //	POST /v1/revoke {id}               tokenShape, of one that was
 //	GET  /v1/check                     checkShape, when others have been asked
@@ -53,15 +54,17 @@ const (
 )
 
 type linkRequest struct {
-	Token bool `json:"token"`
-	LAN   bool `json:"lan"`
+	Token bool   `json:"token"`
+	Name  string `json:"name"` // of the token; empty: the day's
+	LAN   bool   `json:"lan"`
 }
 
 type linkShape struct {
 	Link  string `json:"link"`
-	Reach string `json:"reach"` // announced, confirmed or lan
-	Token bool   `json:"token"` // holds an admission token
-	Admit string `json:"admit"` // who may make queues: open or token
+	Reach string `json:"reach"`        // announced, confirmed or lan
+	Token bool   `json:"token"`        // holds an admission token
+	ID    string `json:"id,omitempty"` // of that token
+	Admit string `json:"admit"`        // who may make queues: open or token
 }
 
 type revokeRequest struct {
@@ -198,7 +201,8 @@ func (c *control) status() statusShape {
 
 func (c *control) link(r linkRequest) (linkShape, error) {
 	st := c.s.Status()
-	l, err := c.s.Link(r.Token, r.LAN)
+	r.Token = r.Token || r.Name != ""
+	l, err := c.s.NamedLink(r.Token, r.LAN, r.Name)
 	if errors.Is(err, station.ErrUnreachable) {
 		return linkShape{}, fail(exitError, "%s", err).try(
 			"If this machine has a public address or a forwarded port, say so: %s --announce /ip4/ADDRESS/udp/%d/quic-v1\nElse wait until peers have tried (%s), or make a link for this network: %s",
@@ -208,14 +212,19 @@ func (c *control) link(r linkRequest) (linkShape, error) {
 		return linkShape{}, err
 	}
 	sh := linkShape{Link: l.String(), Reach: string(st.Reach), Token: r.Token, Admit: admitOf(st.Open)}
+	if r.Token {
+		sh.ID = tokenID(sha256.Sum256(l.Admission[:]))
+	}
 	if r.LAN {
 		sh.Reach = "lan"
 	}
 	return sh, nil
 }
 
+func tokenID(hash [sha256.Size]byte) string { return hex.EncodeToString(hash[:len(hash)/2]) }
+
 func tokenOf(t relay.Issued) tokenShape {
-	return tokenShape{hex.EncodeToString(t.Hash[:len(t.Hash)/2]), t.Name, t.Created.UTC(), t.Queues, t.Bytes}
+	return tokenShape{tokenID(t.Hash), t.Name, t.Created.UTC(), t.Queues, t.Bytes}
 }
 
 func (c *control) links() ([]tokenShape, error) {

@@ -174,11 +174,14 @@ func TestARelayFromUpToStop(t *testing.T) {
 	if out, errs := exits(t, exitOK, dir, "link", "--lan"); strings.TrimSpace(out) != link.Link || !strings.Contains(errs, "--token") {
 		t.Errorf("link prints %q and %q", out, errs)
 	}
-	exits(t, exitOK, dir, "link", "--lan", "--token")
+	_, says := exits(t, exitOK, dir, "link", "--lan", "--name", "a household")
 	out, _ := exits(t, exitOK, dir, "link", "list")
 	ids := strings.Fields(out)
-	if n := strings.Count(out, "0 queues, 0 B\n"); n != 2 {
+	if n := strings.Count(out, "0 queues, 0 B  "); n != 2 || !strings.Contains(out, "0 B  a household\n") {
 		t.Fatalf("link list prints\n%s", out)
+	}
+	if i := strings.Index(says, "link revoke "); i < 0 || !strings.Contains(out, strings.Fields(says[i:])[2]) {
+		t.Errorf("making a link says %q", says)
 	}
 	exits(t, exitUsage, dir, "link", "revoke", "")
 	exits(t, exitNotFound, dir, "link", "revoke", "none")

@@ -126,6 +126,15 @@ func (s *Station) reachable() (all []multiaddr.Multiaddr) {
 // link holds announced or confirmed addresses only, and if there are none the
 // error is [ErrUnreachable]; with it, it holds those of the local network.
 func (s *Station) Link(token, lan bool) (relay.Link, error) {
+	return s.NamedLink(token, lan, "")
+}
+
+// NamedLink is Link with a name for the token, of at most 64 bytes, by which the
+// operator knows it; "" stands for one with the day.
+func (s *Station) NamedLink(token, lan bool, name string) (relay.Link, error) {
+	if name == "" {
+		name = "link of " + s.cfg.Now().UTC().Format("2006-01-02")
+	}
 	addrs := s.reachable()
 	if lan {
 		addrs = s.near()
@@ -148,7 +157,7 @@ func (s *Station) Link(token, lan bool) (relay.Link, error) {
 		return relay.Link{}, ErrUnreachable
 	}
 	if token {
-		t, err := s.service.Load().Issue("link of " + s.cfg.Now().UTC().Format("2006-01-02"))
+		t, err := s.service.Load().Issue(name)
 		if err != nil {
 			return relay.Link{}, fmt.Errorf("issuing an admission token: %w", err)
 		}
