@@ -134,8 +134,8 @@ func TestBlobsHaveQuotas(t *testing.T) {
 		t.Errorf("info says %d bytes of blobs", in.BlobBytes)
 	}
 	until, chunk := start.Add(24*time.Hour), blob(size)
-	one, _ := w.from("192.0.2.1")
-	two, _ := w.from("198.51.100.1")
+	one := w.from("192.0.2.1")
+	two := w.from("198.51.100.1")
 	a, b := one.queue(box), one.queue(box)
 	c := two.queue(box)
 	first := blob(32)

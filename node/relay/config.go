@@ -51,7 +51,9 @@ type Config struct {
 	// Admit says who may make queues. Default: anybody.
 	Admit Admit
 	// Traffic is the most bytes of requests and answers in a month. Beyond it
-	// every request gets BUSY. Default: no limit.
+	// every request gets BUSY. An address block that had more than a sixteenth of a
+	// day's part of it, but loopback, gets BUSY until the next day (UTC). Default:
+	// no limit.
 	Traffic uint64
 	// Rate is the most bytes of requests and answers a second, in the long run.
 	// Beyond it streams are slowed down, then get BUSY. Default: no limit.

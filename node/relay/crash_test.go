@@ -237,8 +237,9 @@ func TestEntriesWithoutAQueueAreDropped(t *testing.T) {
 // The traffic of a month survives restarts, clean or not, and ends with it.
 func TestTrafficOfAMonthSurvivesRestarts(t *testing.T) {
 	w := newWorld(t, func(cfg *Config) { cfg.Traffic = 64_000 })
+	us := &block{local: true}
 	spend := func() (n int) {
-		for w.traffic.spend(100, w.now()) {
+		for w.traffic.spend(us, 100, w.now()) {
 			n += 100
 			select {
 			case <-w.traffic.write: // as Run does
@@ -271,7 +272,7 @@ func TestTrafficOfAMonthSurvivesRestarts(t *testing.T) {
 		t.Errorf("%d bytes were spent of 64,000", total)
 	}
 	w.clock.at = start.AddDate(0, 1, 0)
-	w.traffic.spend(100, w.now()) // asks for the new month
+	w.traffic.spend(us, 100, w.now()) // asks for the new month
 	<-w.traffic.write
 	if err := w.writeTraffic(false); err != nil {
 		t.Fatal(err)

@@ -39,7 +39,7 @@ func TestDialBackDialsOnlyWhoAsks(t *testing.T) {
 			return reached, nil
 		}
 	})
-	c, _ := w.from("192.0.2.7")
+	c := w.from("192.0.2.7")
 	c.ip = netip.MustParseAddr("192.0.2.7")
 	bad := []string{
 		"/ip4/192.0.2.8/tcp/4000", "/ip4/127.0.0.1/tcp/4000", "/ip6/::ffff:192.0.2.8/tcp/4000", "/dns4/example.org/tcp/4000",
@@ -86,7 +86,7 @@ func TestDialBackIsBounded(t *testing.T) {
 	})
 	at := func(i byte) (*caller, *wire.RelayRequest) {
 		ip := netip.AddrFrom4([4]byte{10, 0, i, 1})
-		c, _ := w.from(ip.String())
+		c := w.from(ip.String())
 		c.ip = ip
 		return c, dialRequest("/ip4/" + ip.String() + "/tcp/4000")
 	}

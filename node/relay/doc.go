@@ -46,5 +46,6 @@
 // tokens have the rest. The quota is for messages and blobs; the store's files,
 // which are small beside them, are bounded by the accounts alone.
 //
-// Lock order: Service.mu before any lock of the spool; traffic.mu alone.
+// Lock order: Service.mu before any lock of the spool; traffic.mu after
+// Service.mu or alone.
 package relay

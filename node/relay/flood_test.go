@@ -13,19 +13,20 @@ import (
 	"starling/protocol/wire"
 )
 
-// from returns a client at an address, with its address block.
-func (w *world) from(ip string) (*caller, *block) {
+// from returns a client at an address.
+func (w *world) from(ip string) *caller {
 	c := w.caller()
 	c.addr, _ = netip.MustParseAddr(ip).Prefix(24)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return c, w.blockLocked(c.addr)
+	c.block = w.blockLocked(c.addr)
+	return c
 }
 
 // try sends a request as a stream does, past the limits of an address block.
-func (c *caller) try(req *wire.RelayRequest, b *block) wire.RelayStatus {
+func (c *caller) try(req *wire.RelayRequest) wire.RelayStatus {
 	c.endPoll()
-	t, err := c.begin(wire.Marshal(req), b)
+	t, err := c.begin(wire.Marshal(req))
 	if err != nil {
 		c.w.t.Errorf("%T: %v", req.Command, err)
 		return isBusy
@@ -50,7 +51,7 @@ func TestContactsGetThroughAFloodOfStrangers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		owner, _ := w.from("192.0.2.1")
+		owner := w.from("192.0.2.1")
 		make := func(kind wire.QueueKind) *made {
 			m := w.makeable(kind)
 			m.create.Admission = token[:]
@@ -65,7 +66,7 @@ func TestContactsGetThroughAFloodOfStrangers(t *testing.T) {
 		var mu sync.Mutex
 		strangers := map[wire.RelayStatus]int{}
 		for i := range 50 {
-			c, b := w.from(netip.AddrFrom4([4]byte{10, 1, byte(i), 7}).String())
+			c := w.from(netip.AddrFrom4([4]byte{10, 1, byte(i), 7}).String())
 			wg.Go(func() {
 				for n := 0; ctx.Err() == nil; n++ {
 					for range 8 {
@@ -82,7 +83,7 @@ func TestContactsGetThroughAFloodOfStrangers(t *testing.T) {
 						case 4:
 							req = c.attachRequest(w.makeable(pairwise))
 						}
-						s := c.try(req, b)
+						s := c.try(req)
 						mu.Lock()
 						strangers[s]++
 						mu.Unlock()
@@ -92,12 +93,12 @@ func TestContactsGetThroughAFloodOfStrangers(t *testing.T) {
 			})
 		}
 		good, all := 0, 0
-		contact, b := w.from("198.51.100.1")
+		contact := w.from("198.51.100.1")
 		m := make(pairwise)
 		for range 10 {
 			for range 5 {
 				all++
-				if contact.try(w.deposit(m, 2160), b) == isOK {
+				if contact.try(w.deposit(m, 2160)) == isOK {
 					good++
 				}
 			}

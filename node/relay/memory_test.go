@@ -101,6 +101,56 @@ func (c connOf) LocalPeer() peer.ID            { return c.s.local }
 func (c connOf) RemoteMultiaddr() ma.Multiaddr { return c.s.at }
 func (c connOf) Stat() network.ConnStats       { return network.ConnStats{} }
 
+// piped is a relay that runs on a host whose streams are pipes, in a bubble.
+func piped(t *testing.T, change func(*Config)) *world {
+	key, id := newID(t)
+	h := &memoryHost{id: id}
+	w := newWorld(t, func(cfg *Config) {
+		cfg.Host, cfg.Key, cfg.Now = h, key, time.Now
+		if change != nil {
+			change(cfg)
+		}
+	})
+	w.clock.at = time.Now()
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := w.Run(ctx); err != nil {
+			t.Errorf("running: %v", err)
+		}
+	})
+	t.Cleanup(func() { cancel(); running.Wait(); h.wg.Wait() })
+	synctest.Wait() // the handler is there
+	return w
+}
+
+func newID(t testing.TB) (crypto.PrivKey, peer.ID) {
+	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := peer.IDFromPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, id
+}
+
+// pipe opens a stream to a relay of piped, as somebody new at an address.
+func (w *world) pipe(t testing.TB, ip string) *line {
+	t.Helper()
+	_, id := newID(t)
+	h := w.cfg.Host.(*memoryHost)
+	conn, err := stream.Open(t.Context(), &memoryClient{id: id, at: ma.StringCast("/ip4/" + ip + "/tcp/4000"), to: h}, h.id, protocol.StreamRelay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Refuse)
+	c := w.caller()
+	c.key, _ = transportOf(id)
+	return &line{conn, c}
+}
+
 // inUse returns the bytes of heap and stacks.
 func inUse() int64 {
 	var s runtime.MemStats
@@ -119,48 +169,16 @@ func TestReadersThatWaitTakeLittle(t *testing.T) {
 	if *long {
 		readers = 10_000
 	}
-	newID := func() (crypto.PrivKey, peer.ID) {
-		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		id, err := peer.IDFromPrivateKey(key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return key, id
-	}
 	synctest.Test(t, func(t *testing.T) {
-		key, id := newID()
-		h := &memoryHost{id: id}
-		w := newWorld(t, func(cfg *Config) { cfg.Host, cfg.Key, cfg.Now = h, key, time.Now })
-		w.clock.at = time.Now()
-		ctx, cancel := context.WithCancel(context.Background())
-		var running sync.WaitGroup
-		running.Go(func() {
-			if err := w.Run(ctx); err != nil {
-				t.Errorf("running: %v", err)
-			}
-		})
-		defer func() { cancel(); running.Wait(); h.wg.Wait() }()
-		synctest.Wait() // the handler is there
+		w := piped(t, nil)
 		wait := pollRequest(10)
 		wait.GetPoll().Wait = 55
 		lines, queues := make([]*line, readers), make([]*made, readers)
 		before := inUse()
 		for i := range lines {
-			_, id := newID()
-			at := ma.StringCast(fmt.Sprintf("/ip4/10.%d.%d.1/tcp/4000", i>>8, i&0xff))
-			conn, err := stream.Open(t.Context(), &memoryClient{id: id, at: at, to: h}, h.id, protocol.StreamRelay)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Refuse()
-			c := w.caller()
-			c.key, _ = transportOf(id)
-			l := &line{conn, c}
+			l := w.pipe(t, fmt.Sprintf("10.%d.%d.1", i>>8, i&0xff))
 			lines[i], queues[i] = l, w.makeable(pairwise)
-			if a := l.ask(t, c.createRequest(queues[i])); a.Status != isOK {
+			if a := l.ask(t, l.c.createRequest(queues[i])); a.Status != isOK {
 				t.Fatalf("queue %d: %v", i, a.Status)
 			}
 			l.send(t, wait)

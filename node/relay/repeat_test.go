@@ -163,7 +163,7 @@ func TestStrangersTakeNoMoreThanTheirShare(t *testing.T) {
 	})
 	strangers, kept := 0, 0
 	for block := range 30 {
-		c, _ := w.from(netip.AddrFrom4([4]byte{10, 9, byte(block), 7}).String())
+		c := w.from(netip.AddrFrom4([4]byte{10, 9, byte(block), 7}).String())
 		stored, made := 0, 0
 		for range 6 { // queues
 			m := w.makeable(pairwise)
@@ -201,7 +201,7 @@ func TestStrangersTakeNoMoreThanTheirShare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, _ := w.from("10.9.0.7")
+	c := w.from("10.9.0.7")
 	m := w.makeable(pairwise)
 	m.create.Admission = token[:]
 	c.want(isOK, c.createRequest(m))
@@ -234,7 +234,7 @@ func TestStrangersTakeNoMoreThanTheirShare(t *testing.T) {
 // The counters say what happened, and name nobody.
 func TestCounters(t *testing.T) {
 	w := newWorld(t, nil)
-	c, b := w.from("192.0.2.9")
+	c := w.from("192.0.2.9")
 	public, m := c.queue(box), c.queue(pairwise)
 	token, pool := c.admit(public), blob(32)
 	c.want(isOK, putKeys(public.id, pool, start.Add(time.Hour).Unix(), 1))
@@ -244,7 +244,7 @@ func TestCounters(t *testing.T) {
 		again, again, w.deposit(m, 2160), w.deposit(m, 99), w.deposit(w.makeable(pairwise), 2160),
 		pollRequest(10), takeByToken(public.id, pool, token), takeByToken(public.id, pool, token),
 	} {
-		c.try(req, b)
+		c.try(req)
 	}
 	s := w.Status().Counters
 	for name, n := range map[string][2]uint64{

@@ -102,7 +102,7 @@ func (w *world) caller() *caller {
 	var key identity.Transport
 	rand.Read(key[:])
 	return &caller{w, &client{
-		s: w.Service, ctx: context.Background(), key: key,
+		s: w.Service, ctx: context.Background(), key: key, block: w.others,
 		attached: map[relay.QueueID]*queue{}, wake: make(chan struct{}, 1),
 	}}
 }

@@ -39,7 +39,7 @@ func TestFloodOfTenThousandDepositsASecond(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		owner, home := w.from("192.0.2.1")
+		owner := w.from("192.0.2.1")
 		mine := func(kind wire.QueueKind) *made {
 			m := w.makeable(kind)
 			m.create.Admission = token[:]
@@ -63,14 +63,13 @@ func TestFloodOfTenThousandDepositsASecond(t *testing.T) {
 		for lane := range lanes {
 			type place struct {
 				*caller
-				b   *block
 				own *made // a queue of the stranger's, if it got one
 			}
 			var places []place
 			for i := range 10 {
-				c, b := w.from(netip.AddrFrom4([4]byte{10, byte(lane), byte(i), 7}).String())
-				p := place{c, b, w.makeable(pairwise)}
-				if s := c.try(c.createRequest(p.own), b); s != isOK && s != isQuota {
+				c := w.from(netip.AddrFrom4([4]byte{10, byte(lane), byte(i), 7}).String())
+				p := place{c, w.makeable(pairwise)}
+				if s := c.try(c.createRequest(p.own)); s != isOK && s != isQuota {
 					t.Errorf("a stranger's queue: %v", s)
 				}
 				places = append(places, p)
@@ -89,7 +88,7 @@ func TestFloodOfTenThousandDepositsASecond(t *testing.T) {
 					case 3:
 						req = w.deposit(w.makeable(pairwise), 2160)
 					}
-					answers[p.try(req, p.b)].Add(1)
+					answers[p.try(req)].Add(1)
 					sent.Add(1)
 					time.Sleep(lanes * time.Second / rate)
 				}
@@ -97,11 +96,11 @@ func TestFloodOfTenThousandDepositsASecond(t *testing.T) {
 		}
 
 		good, all := 0, 0
-		contact, away := w.from("198.51.100.1")
+		contact := w.from("198.51.100.1")
 		for range seconds {
 			for i := range 60 {
 				all++
-				if contact.try(w.deposit(contacts[i%len(contacts)], 2160), away) == isOK {
+				if contact.try(w.deposit(contacts[i%len(contacts)], 2160)) == isOK {
 					good++
 				}
 				time.Sleep(time.Second / 60)
@@ -114,7 +113,7 @@ func TestFloodOfTenThousandDepositsASecond(t *testing.T) {
 				for _, it := range w.spool.List(spool.Queue(m.id), 0, protocol.MaxDelete) {
 					ids = append(ids, it.ID)
 				}
-				if len(ids) > 0 && owner.try(deletion(m.id, ids...), home) != isOK {
+				if len(ids) > 0 && owner.try(deletion(m.id, ids...)) != isOK {
 					t.Error("the owner cannot delete")
 				}
 			}

@@ -33,6 +33,7 @@ type client struct {
 	peer     peer.ID
 	addr     netip.Prefix
 	ip       netip.Addr // it is seen at; none through a circuit
+	block    *block
 	attached map[relay.QueueID]*queue
 	deposits sync.WaitGroup // those of this stream that are not done
 	wake     chan struct{}  // whoever deposits in an attached queue sends; one token is enough
@@ -77,12 +78,11 @@ func (s *Service) serve(ctx context.Context, conn *stream.Conn) error {
 	if _, err := conn.RemoteAddr().ValueForProtocol(ma.P_CIRCUIT); err != nil && !conn.Limited() {
 		c.ip = ipOf(conn.RemoteAddr())
 	}
-	b := s.enter(c)
-	if b == nil {
+	if !s.enter(c) {
 		s.counters.turnedAway.Add(1)
 		return stream.ErrBusy
 	}
-	defer s.leave(c, b)
+	defer s.leave(c)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c.ctx = ctx
@@ -91,7 +91,7 @@ func (s *Service) serve(ctx context.Context, conn *stream.Conn) error {
 	turns := make(chan turn, inFlight)
 	var writer sync.WaitGroup
 	writer.Go(func() { c.write(turns, cancel) })
-	err := c.read(turns, b)
+	err := c.read(turns)
 	c.endPoll()
 	close(turns)
 	writer.Wait()
@@ -100,14 +100,14 @@ func (s *Service) serve(ctx context.Context, conn *stream.Conn) error {
 }
 
 // read judges requests until there are no more. It returns nil at their end.
-func (c *client) read(turns chan<- turn, b *block) error {
+func (c *client) read(turns chan<- turn) error {
 	for {
 		frame, err := c.conn.Read(protocol.MaxRelayRequest)
 		c.endPoll()
 		if err != nil {
 			return err
 		}
-		t, err := c.begin(frame, b)
+		t, err := c.begin(frame)
 		if err != nil {
 			return err
 		}
@@ -117,11 +117,11 @@ func (c *client) read(turns chan<- turn, b *block) error {
 
 // begin begins a request if there is room and time for it. An error ends the
 // stream.
-func (c *client) begin(frame []byte, b *block) (turn, error) {
+func (c *client) begin(frame []byte) (turn, error) {
 	s, held := c.s, 2*len(frame) // the frame, and the message that is made of it
 	s.counters.requests.Add(1)
 	s.counters.bytesIn.Add(uint64(len(frame)))
-	if !b.rate.Allow() || !s.traffic.pace(c.ctx, len(frame)) || !s.traffic.spend(len(frame), s.now()) || !s.take(held) {
+	if !c.block.rate.Allow() || !s.traffic.pace(c.ctx, len(frame)) || !s.traffic.spend(c.block, len(frame), s.now()) || !s.take(held) {
 		return turn{answer: ready(s.answerOf(nil, busy))}, nil
 	}
 	a, err := c.handle(frame)
@@ -169,7 +169,7 @@ func (c *client) write(turns <-chan turn, cancel func()) {
 				fail()
 			}
 			c.s.counters.bytesOut.Add(uint64(len(frames) - before))
-			c.s.traffic.spend(len(frames)-before, c.s.now())
+			c.s.traffic.count(c.block, len(frames)-before, c.s.now())
 		}
 		if len(turns) == 0 || len(frames) >= together {
 			flush()
@@ -234,24 +234,25 @@ func (c *client) do(req *wire.RelayRequest) (*wire.RelayAnswer, error) {
 	return nil, malformed
 }
 
-// enter counts a stream, or returns nil if its address block has too many.
-func (s *Service) enter(c *client) *block {
+// enter counts a stream, or returns false if its address block has too many.
+func (s *Service) enter(c *client) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.blockLocked(c.addr)
 	most := max(s.cfg.Limits.Streams/16, s.cfg.Limits.Peer)
-	if b.streams >= most && !c.addr.Addr().IsLoopback() {
-		return nil
+	if b.streams >= most && !b.local {
+		return false
 	}
+	c.block = b
 	b.streams++
 	s.streams++
-	return b
+	return true
 }
 
-func (s *Service) leave(c *client, b *block) {
+func (s *Service) leave(c *client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b.streams--
+	c.block.streams--
 	s.streams--
 	for _, q := range c.attached {
 		q.detachLocked(c)

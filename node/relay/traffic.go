@@ -11,8 +11,8 @@ import (
 )
 
 // A traffic counts the bytes of a month, and slows down what is too fast. What
-// the disk says is always ahead of what was used, so that a crash gives nobody a
-// new budget.
+// the disk says is ahead of what was used, but for the answers on their way, so
+// that a crash gives nobody a new budget.
 type traffic struct {
 	limit uint64 // bytes a month; 0: none
 	speed *rate.Limiter
@@ -23,6 +23,10 @@ type traffic struct {
 	spent uint64
 	ahead uint64 // as written
 }
+
+// blockDay is the part of the month's bytes that one address block has for a day:
+// a sixteenth of a thirty-first. Fewer than 16 blocks do not use up a month.
+const blockDay = 16 * 31
 
 // maxWait is the longest that a request waits for the relay's speed.
 const maxWait = 5 * time.Second
@@ -73,24 +77,54 @@ func (t *traffic) used(now time.Time) uint64 {
 	return t.spent
 }
 
-// spend counts n bytes, and reports whether the month has them.
-func (t *traffic) spend(n int, now time.Time) bool {
+// spend counts n bytes of a request, and reports whether the month has them, and
+// the address block's day.
+func (t *traffic) spend(b *block, n int, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.turnLocked(now)
-	if t.limit == 0 {
-		t.spent += uint64(n)
-		return true
+	if t.limit > 0 {
+		if t.spent+uint64(n) > t.limit || t.spent+uint64(n) > t.ahead {
+			t.askLocked()
+			return false
+		}
+		if t.usedUpLocked(b, now) {
+			return false
+		}
 	}
-	if t.spent+uint64(n) > t.limit || t.spent+uint64(n) > t.ahead {
-		t.askLocked()
-		return false
-	}
-	t.spent += uint64(n)
-	if t.ahead-t.spent < t.step()/2 {
-		t.askLocked()
-	}
+	t.countLocked(b, n, now)
 	return true
+}
+
+// count counts n bytes of an answer, which is sent whether the month has them or
+// not: its request was begun before.
+func (t *traffic) count(b *block, n int, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.turnLocked(now)
+	t.countLocked(b, n, now)
+}
+
+func (t *traffic) countLocked(b *block, n int, now time.Time) {
+	t.spent += uint64(n)
+	if day := dayOf(now); day > b.day {
+		b.day, b.spent = day, 0
+	}
+	b.spent += uint64(n)
+	if t.limit > 0 && t.spent+t.step()/2 > t.ahead {
+		t.askLocked()
+	}
+}
+
+// usedUp reports whether an address block gets nothing more today.
+func (t *traffic) usedUp(b *block, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.usedUpLocked(b, now)
+}
+
+func (t *traffic) usedUpLocked(b *block, now time.Time) bool {
+	return t.limit > 0 && !b.local && dayOf(now) <= b.day && b.spent > t.limit/blockDay
 }
 
 func (t *traffic) askLocked() {
@@ -141,9 +175,13 @@ func blockOf(a ma.Multiaddr) netip.Prefix {
 
 // A block is what is counted of an address block.
 type block struct {
+	local    bool // loopback, which has no limits
 	streams  int
 	dialling bool // back, for somebody in it
 	rate     *rate.Limiter
+
+	day   uint32 // the last of its traffic; guarded by traffic.mu
+	spent uint64 // bytes on that day; guarded by traffic.mu
 }
 
 // maxBlocks is the most address blocks that are told apart, or twice the streams
@@ -159,7 +197,7 @@ func (s *Service) blockLocked(p netip.Prefix) *block {
 	if now := time.Now(); len(s.blocks) >= most && now.Sub(s.swept) > time.Second {
 		s.swept = now
 		for p, b := range s.blocks {
-			if b.streams == 0 && b.rate.TokensAt(now) >= float64(b.rate.Burst()) {
+			if b.streams == 0 && b.rate.TokensAt(now) >= float64(b.rate.Burst()) && !s.traffic.usedUp(b, s.now()) {
 				delete(s.blocks, p)
 			}
 		}
@@ -174,8 +212,9 @@ func (s *Service) blockLocked(p netip.Prefix) *block {
 
 func (s *Service) newBlock(p netip.Prefix) *block {
 	limit := rate.Limit(s.cfg.Limits.BlockRate)
-	if p.Addr().IsLoopback() {
+	local := p.Addr().IsLoopback()
+	if local {
 		limit = rate.Inf
 	}
-	return &block{rate: rate.NewLimiter(limit, 2*s.cfg.Limits.BlockRate)}
+	return &block{local: local, rate: rate.NewLimiter(limit, 2*s.cfg.Limits.BlockRate)}
 }

@@ -1,0 +1,82 @@
+package relay
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// pollUntilBusy reads what there is until the relay is busy, and returns the bytes
+// of blobs that it gave.
+func (l *line) pollUntilBusy(t *testing.T) (got int) {
+	t.Helper()
+	for range 50 {
+		a := l.ask(t, pollRequest(256))
+		if a.Status == isBusy {
+			return got
+		}
+		for _, e := range a.GetEntries().GetEntries() {
+			got += len(e.Blob)
+		}
+	}
+	t.Errorf("%d bytes were given, and more would be", got)
+	return got
+}
+
+// full makes a queue with nearly an answer's worth of messages.
+func (l *line) full(t *testing.T) *made {
+	t.Helper()
+	w := l.c.w
+	m := w.makeable(pairwise)
+	l.ask(t, l.c.createRequest(m))
+	c := w.caller()
+	for range 15 {
+		c.want(isOK, w.deposit(m, 66672))
+	}
+	return m
+}
+
+// What answers take of a month counts, and when they have used it up there are
+// no more.
+func TestAnswersCountForTheMonth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit, left = 1 << 30, 500 << 10
+		w := piped(t, func(cfg *Config) { cfg.Traffic = limit })
+		l := w.pipe(t, "127.0.0.1")
+		l.full(t)
+		w.traffic.mu.Lock()
+		w.traffic.spent, w.traffic.ahead = limit-left, limit+w.traffic.step()
+		w.traffic.mu.Unlock()
+		if got := l.pollUntilBusy(t); got < left || got > 2<<20 {
+			t.Errorf("%d bytes were given when %d were left", got, left)
+		}
+		if used := w.Status().Traffic; used < limit {
+			t.Errorf("%d bytes are counted of a month of %d", used, limit)
+		}
+	})
+}
+
+// An address block that had its part of a day gets nothing until the next one;
+// others do.
+func TestOneAddressHasAPartOfTheTraffic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const part = 3 << 20
+		w := piped(t, func(cfg *Config) { cfg.Traffic = part * blockDay })
+		l := w.pipe(t, "192.0.2.1")
+		m := l.full(t)
+		if got := l.pollUntilBusy(t); got < part*9/10 || got > part+2<<20 {
+			t.Errorf("%d bytes were given to one address block, want about %d", got, part)
+		}
+		neighbour := w.pipe(t, "192.0.2.99")
+		if a := neighbour.ask(t, infoRequest); a.Status != isBusy {
+			t.Errorf("to another address of the block: %v, want BUSY", a.Status)
+		}
+		if a := w.pipe(t, "198.51.100.1").ask(t, w.deposit(m, 2160)); a.Status != isOK {
+			t.Errorf("to another address block: %v", a.Status)
+		}
+		time.Sleep(24 * time.Hour)
+		if a := w.pipe(t, "192.0.2.1").ask(t, infoRequest); a.Status != isOK {
+			t.Errorf("on the next day: %v", a.Status)
+		}
+	})
+}
