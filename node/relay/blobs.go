@@ -175,7 +175,8 @@ func (s *Service) chunkAt(place spool.Queue) ([]byte, error) {
 
 // getBlob returns a chunk, and the memory that it takes: itself, and the frame
 // that it is marshalled into.
-func (s *Service) getBlob(m *wire.RelayGetBlob) (*wire.RelayAnswer, int) {
+func (c *client) getBlob(m *wire.RelayGetBlob) (*wire.RelayAnswer, int) {
+	s := c.s
 	const held = 2 * protocol.BlobChunk
 	name, now := nameOf(m.Handle), s.now64()
 	s.mu.Lock()
@@ -185,7 +186,7 @@ func (s *Service) getBlob(m *wire.RelayGetBlob) (*wire.RelayAnswer, int) {
 	if !known {
 		return s.answerOf(nil, refused), 0
 	}
-	if !s.take(held) {
+	if !c.take(held) {
 		return s.answerOf(nil, busy), 0
 	}
 	chunk, err := s.chunkAt(name.chunk(m.Index))
@@ -193,7 +194,7 @@ func (s *Service) getBlob(m *wire.RelayGetBlob) (*wire.RelayAnswer, int) {
 		err = empty
 	}
 	if err != nil {
-		s.give(held)
+		c.give(held)
 		return s.answerOf(nil, err), 0
 	}
 	s.counters.chunks.Add(1)

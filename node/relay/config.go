@@ -95,7 +95,8 @@ type Limits struct {
 	// Default 2000.
 	BlockRate int
 	// Memory is the most bytes of requests and answers that are being worked on,
-	// and the same again of frames being read. Default 64 MiB.
+	// an eighth of them, or one answer, for one address block but loopback; and the
+	// same again of frames being read. Default 64 MiB.
 	Memory int
 	// Queues is the most queues. Default 131072.
 	Queues int

@@ -15,36 +15,50 @@ import (
 	"starling/protocol/wire"
 )
 
-// deposit judges a deposit in the order of SPEC §13.4 and begins to keep it.
-func (c *client) deposit(m *wire.RelayDeposit) answer {
+// deposit judges a deposit in the order of SPEC §13.4 and begins to keep it. Of the
+// memory that it holds it gives back so much when it is answered.
+func (c *client) deposit(m *wire.RelayDeposit, early int) answer {
+	answered := make(chan *wire.RelayAnswer, 1)
 	d := &deposit{
 		s:      c.s,
+		c:      c,
+		early:  early,
 		id:     relay.QueueID(m.Queue),
 		blob:   m.Blob,
 		hash:   sha256.Sum256(m.Blob),
 		until:  m.Expires,
-		answer: make(chan *wire.RelayAnswer, 1),
+		answer: answered,
 	}
 	if err := d.judge(m); err != nil {
-		return ready(c.s.answerOf(nil, err))
+		c.give(early)
+		a := ready(c.s.answerOf(nil, err))
+		a.early = early
+		return a
 	}
 	if d.ended != nil && d.token == nil {
 		c.start(d)
 	} else {
 		// It waits for more than the spool: the store, or another deposit.
-		c.deposits.Go(func() { d.answer <- c.s.answerOf(d.keep()) })
+		c.deposits.Go(func() { d.reply(c.s.answerOf(d.keep())) })
 	}
-	return answer{
-		wait:  func() (*wire.RelayAnswer, int) { return <-d.answer, 0 },
-		ready: func() bool { return len(d.answer) > 0 },
+	return answer{ // which does not hold the blob
+		wait:  func() (*wire.RelayAnswer, int) { return <-answered, 0 },
+		ready: func() bool { return len(answered) > 0 },
+		early: early,
 	}
+}
+
+// reply gives back the memory of the deposit's blob, and answers it.
+func (d *deposit) reply(a *wire.RelayAnswer) {
+	d.c.give(d.early)
+	d.answer <- a
 }
 
 // start gives a deposit to the spool.
 func (c *client) start(d *deposit) {
 	pending, err := c.s.spool.Begin(d.entry())
 	if err != nil {
-		d.answer <- c.s.answerOf(d.kept(spool.Stored{}, err))
+		d.reply(c.s.answerOf(d.kept(spool.Stored{}, err)))
 		return
 	}
 	d.pending = pending
@@ -65,7 +79,7 @@ func (c *client) finish() {
 	var answers []*wire.RelayAnswer
 	send := func() {
 		for i, d := range finished {
-			d.answer <- answers[i]
+			d.reply(answers[i])
 		}
 		clear(finished)
 		clear(answers)
@@ -98,6 +112,8 @@ func (c *client) finish() {
 // repetition of one that is on its way or there, or one that waits for room.
 type deposit struct {
 	s      *Service
+	c      *client
+	early  int // bytes of memory that reply gives back
 	q      *queue
 	id     relay.QueueID
 	blob   []byte

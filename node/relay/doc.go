@@ -40,6 +40,11 @@
 // its own. Any other request waits for the deposits before it. A poll that waits
 // holds no buffer.
 //
+// Memory for requests and answers is taken before they are worked on: of it an
+// address block has an eighth, and a stream that holds a mebibyte is not read. A
+// deposit gives back what it took when it is answered, and other requests when
+// the answer is written, since an answer may be as large.
+//
 // What it does not do: judge or publish records (its caller does), know who is
 // whose contact, or copy anything to another relay. A relay open to anybody can
 // be filled from some dozens of address blocks, up to [Limits.Anybody]: admission

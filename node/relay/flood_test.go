@@ -32,7 +32,7 @@ func (c *caller) try(req *wire.RelayRequest) wire.RelayStatus {
 		return isBusy
 	}
 	a, held := t.wait()
-	c.w.give(t.held + held)
+	c.give(t.held + held)
 	return a.Status
 }
 
@@ -153,7 +153,7 @@ func FuzzHandle(f *testing.F) {
 		if len(frame) > protocol.MaxRelayRequest {
 			return // the stream is reset before
 		}
-		answer, err := owner.handle(frame)
+		answer, err := owner.handle(frame, 0)
 		if err != nil {
 			return
 		}
@@ -163,7 +163,7 @@ func FuzzHandle(f *testing.F) {
 		writer.Go(func() { a, held = answer.wait() })
 		owner.endPoll() // as the next request would
 		writer.Wait()
-		w.give(held)
+		owner.give(held)
 		req, err := relay.ParseRequest(frame)
 		if err != nil {
 			if a.Status != isMalformed && a.Status != isTooBig {

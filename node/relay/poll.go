@@ -88,7 +88,7 @@ func (c *client) entries(m *wire.RelayPoll) (*wire.RelayEntries, int, error) {
 		}
 		size += p.Size + entryOverhead
 	}
-	if !c.s.take(2 * size) {
+	if !c.take(2 * size) {
 		return nil, 0, busy
 	}
 	a := &wire.RelayEntries{More: more}
@@ -99,7 +99,7 @@ func (c *client) entries(m *wire.RelayPoll) (*wire.RelayEntries, int, error) {
 		case errors.Is(err, spool.ErrDamaged):
 			c.s.log.Warn("an entry is lost", "error", err)
 		case err != nil:
-			c.s.give(2 * size)
+			c.give(2 * size)
 			return nil, 0, err
 		default:
 			a.Entries = append(a.Entries, &wire.RelayEntry{Queue: p.queue[:], Id: p.ID, Blob: blob})

@@ -364,20 +364,3 @@ func (s *Service) Close() error {
 	})
 	return s.closed
 }
-
-// take reserves bytes of the memory for requests and answers.
-func (s *Service) take(n int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n > s.free {
-		return false
-	}
-	s.free -= n
-	return true
-}
-
-func (s *Service) give(n int) {
-	s.mu.Lock()
-	s.free += n
-	s.mu.Unlock()
-}

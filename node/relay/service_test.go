@@ -112,12 +112,12 @@ func (c *caller) ask(req *wire.RelayRequest) *wire.RelayAnswer {
 	c.w.t.Helper()
 	frame := wire.Marshal(req)
 	c.endPoll()
-	answer, err := c.handle(frame)
+	answer, err := c.handle(frame, 0)
 	if err != nil {
 		c.w.t.Fatalf("%T: %v", req.Command, err)
 	}
 	a, held := answer.wait()
-	c.w.give(held)
+	c.give(held)
 	parsed, err := relay.ParseAnswer(wire.Marshal(a), req)
 	if err != nil {
 		c.w.t.Fatalf("answer %v to %T: %v", a.Status, req.Command, err)
@@ -996,7 +996,7 @@ func TestBoundsOfMemory(t *testing.T) {
 	c.want(isQuota, c.createRequest(w.makeable(pairwise)))
 	c.want(isOK, w.deposit(m, 66672))
 	c.want(isBusy, pollRequest(1))
-	w.give(100_000)
+	w.free += 100_000
 	if got := c.poll256(); len(got) != 1 {
 		t.Errorf("%d entries, want 1", len(got))
 	}

@@ -237,7 +237,7 @@ func BenchmarkStranger(b *testing.B) {
 			frame := wire.Marshal(req)
 			b.ReportAllocs()
 			for b.Loop() {
-				answer, err := c.handle(frame)
+				answer, err := c.handle(frame, 0)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -23,6 +24,14 @@ import (
 // inFlight is the most requests of one stream whose answers are not written.
 const inFlight = 512
 
+// mostHeld is how many bytes of memory a stream may hold and have its next request
+// read: one whose client reads no answers holds little more.
+const mostHeld = 1 << 20
+
+// receiptHeld is what is held for a deposit that was judged and kept, bytes: its
+// answer.
+const receiptHeld = 1 << 10
+
 // A client is one stream. Its reader is the only goroutine that changes it; a
 // poll, on the writer's, reads attached while the reader waits for it.
 type client struct {
@@ -38,6 +47,8 @@ type client struct {
 	deposits sync.WaitGroup // those of this stream that are not done
 	wake     chan struct{}  // whoever deposits in an attached queue sends; one token is enough
 	poll     *poll          // the last, while it may wait; else nil
+	held     atomic.Int64   // bytes of memory, of requests and answers
+	room     chan struct{}  // whoever gives back memory sends; one token is enough
 
 	mu     sync.Mutex // guards what follows
 	begun  []*deposit // in the spool's hands; finish takes them
@@ -51,17 +62,20 @@ type answer struct {
 	wait func() (a *wire.RelayAnswer, held int)
 	// ready reports whether wait would return at once; nil: it may not.
 	ready func() bool
+	// early is how many bytes of memory held by the request are given back when
+	// the answer is there, by whoever made it; the rest, when it is written.
+	early int
 }
 
 // ready is an answer that is there.
 func ready(a *wire.RelayAnswer) answer {
-	return answer{func() (*wire.RelayAnswer, int) { return a, 0 }, func() bool { return true }}
+	return answer{wait: func() (*wire.RelayAnswer, int) { return a, 0 }, ready: func() bool { return true }}
 }
 
 // A turn is the place of one answer in a stream.
 type turn struct {
 	answer
-	held int // bytes of memory held by the request
+	held int // bytes of memory held by the request until the answer is written
 }
 
 // serve answers the requests of one stream.
@@ -74,6 +88,7 @@ func (s *Service) serve(ctx context.Context, conn *stream.Conn) error {
 		s: s, conn: conn, key: key, peer: conn.Remote(), addr: blockOf(conn.RemoteAddr()),
 		attached: map[relay.QueueID]*queue{},
 		wake:     make(chan struct{}, 1),
+		room:     make(chan struct{}, 1),
 	}
 	if _, err := conn.RemoteAddr().ValueForProtocol(ma.P_CIRCUIT); err != nil && !conn.Limited() {
 		c.ip = ipOf(conn.RemoteAddr())
@@ -102,6 +117,9 @@ func (s *Service) serve(ctx context.Context, conn *stream.Conn) error {
 // read judges requests until there are no more. It returns nil at their end.
 func (c *client) read(turns chan<- turn) error {
 	for {
+		for c.held.Load() > mostHeld {
+			<-c.room // comes: no write takes longer than its deadline
+		}
 		frame, err := c.conn.Read(protocol.MaxRelayRequest)
 		c.endPoll()
 		if err != nil {
@@ -121,14 +139,14 @@ func (c *client) begin(frame []byte) (turn, error) {
 	s, held := c.s, 2*len(frame) // the frame, and the message that is made of it
 	s.counters.requests.Add(1)
 	s.counters.bytesIn.Add(uint64(len(frame)))
-	if !c.block.rate.Allow() || !s.traffic.pace(c.ctx, len(frame)) || !s.traffic.spend(c.block, len(frame), s.now()) || !s.take(held) {
+	if !c.block.rate.Allow() || !s.traffic.pace(c.ctx, len(frame)) || !s.traffic.spend(c.block, len(frame), s.now()) || !c.take(held) {
 		return turn{answer: ready(s.answerOf(nil, busy))}, nil
 	}
-	a, err := c.handle(frame)
+	a, err := c.handle(frame, held)
 	if err != nil {
-		s.give(held)
+		c.give(held)
 	}
-	return turn{a, held}, err
+	return turn{a, held - a.early}, err
 }
 
 // together is how many bytes of answers are written at once, or one answer.
@@ -150,7 +168,7 @@ func (c *client) write(turns <-chan turn, cancel func()) {
 		if len(frames) > 0 && !broken && (!c.s.traffic.pace(c.ctx, len(frames)) || c.conn.WriteFrames(frames) != nil) {
 			fail()
 		}
-		c.s.give(held)
+		c.give(held)
 		frames, held = frames[:0], 0
 		if cap(frames) > 2*together || len(turns) == 0 {
 			frames = nil // a stream that rests has no buffer
@@ -178,9 +196,10 @@ func (c *client) write(turns <-chan turn, cancel func()) {
 	flush()
 }
 
-// handle begins a request, and returns its answer. An error ends the stream: what
-// is no message at all has no answer (SPEC §13.4).
-func (c *client) handle(frame []byte) (answer, error) {
+// handle begins a request that holds so many bytes of memory, and returns its
+// answer. An error ends the stream: what is no message at all has no answer (SPEC
+// §13.4).
+func (c *client) handle(frame []byte, held int) (answer, error) {
 	req, err := relay.ParseRequest(frame)
 	switch {
 	case errors.Is(err, wire.ErrMalformed):
@@ -189,14 +208,14 @@ func (c *client) handle(frame []byte) (answer, error) {
 		return ready(c.s.answerOf(nil, err)), nil
 	}
 	if m, ok := req.Command.(*wire.RelayRequest_Deposit); ok {
-		return c.deposit(m.Deposit), nil
+		return c.deposit(m.Deposit, max(0, held-receiptHeld)), nil
 	}
 	c.deposits.Wait()
 	if m, ok := req.Command.(*wire.RelayRequest_Poll); ok {
 		return c.beginPoll(m.Poll), nil
 	}
 	if m, ok := req.Command.(*wire.RelayRequest_GetBlob); ok {
-		return answer{wait: func() (*wire.RelayAnswer, int) { return c.s.getBlob(m.GetBlob) }}, nil
+		return answer{wait: func() (*wire.RelayAnswer, int) { return c.getBlob(m.GetBlob) }}, nil
 	}
 	return ready(c.s.answerOf(c.do(req))), nil
 }
@@ -258,6 +277,34 @@ func (s *Service) leave(c *client) {
 		q.detachLocked(c)
 	}
 	s.attached -= len(c.attached)
+}
+
+// take reserves bytes of the memory for requests and answers, of which an address
+// block has an eighth, or an answer.
+func (c *client) take(n int) bool {
+	s, b := c.s, c.block
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	most := max(s.cfg.Limits.Memory/8, 2*protocol.MaxFrame)
+	if n > s.free || b.held+n > most && !b.local {
+		return false
+	}
+	s.free -= n
+	b.held += n
+	c.held.Add(int64(n))
+	return true
+}
+
+func (c *client) give(n int) {
+	c.s.mu.Lock()
+	c.s.free += n
+	c.block.held -= n
+	c.s.mu.Unlock()
+	c.held.Add(int64(-n))
+	select {
+	case c.room <- struct{}{}:
+	default:
+	}
 }
 
 // account returns the name of the account on which the client makes queues

@@ -187,7 +187,7 @@ func TestAnswersThatAreThereAreWrittenTogether(t *testing.T) {
 	is := &wire.RelayAnswer{Status: isOK}
 	turns := make(chan turn, inFlight)
 	give := func(a answer) {
-		if !w.take(10) {
+		if !c.take(10) {
 			t.Fatal("no memory")
 		}
 		turns <- turn{a, 10}
@@ -195,7 +195,7 @@ func TestAnswersThatAreThereAreWrittenTogether(t *testing.T) {
 	for range 60 {
 		give(ready(is))
 	}
-	give(answer{func() (*wire.RelayAnswer, int) { return <-late, 0 }, func() bool { return len(late) > 0 }})
+	give(answer{wait: func() (*wire.RelayAnswer, int) { return <-late, 0 }, ready: func() bool { return len(late) > 0 }})
 	for range 3 {
 		give(ready(is))
 	}

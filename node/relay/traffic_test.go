@@ -1,9 +1,14 @@
 package relay
 
 import (
+	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"starling/protocol"
+	"starling/protocol/wire"
 )
 
 // pollUntilBusy reads what there is until the relay is busy, and returns the bytes
@@ -77,6 +82,76 @@ func TestOneAddressHasAPartOfTheTraffic(t *testing.T) {
 		time.Sleep(24 * time.Hour)
 		if a := w.pipe(t, "192.0.2.1").ask(t, infoRequest); a.Status != isOK {
 			t.Errorf("on the next day: %v", a.Status)
+		}
+	})
+}
+
+// A stream that sends and reads no answers holds a mebibyte and little more,
+// whatever it sends; what it has deposited, nothing of.
+func TestOneStreamHoldsLittleMemory(t *testing.T) {
+	capability := &wire.RelayDeposit_Capability{Capability: blob(32)}
+	deposit := depositRequest(&wire.RelayDeposit{Queue: blob(32), Blob: blob(66672), Expires: 1 << 31, Admit: capability})
+	chunk := putBlob(new(made), blob(32), 0, 2, blob(protocol.BlobChunk), start)
+	for name, x := range map[string]struct {
+		req  *wire.RelayRequest
+		most int // bytes
+	}{
+		"deposits": {deposit, inFlight * receiptHeld},
+		"chunks":   {chunk, mostHeld + 2*protocol.MaxRelayRequest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := piped(t, nil)
+				l := w.pipe(t, "127.0.0.1") // where an address has no bounds
+				var sending sync.WaitGroup
+				sending.Go(func() {
+					for range inFlight {
+						if l.Write(wire.Marshal(x.req)) != nil {
+							return
+						}
+					}
+				})
+				synctest.Wait()
+				w.mu.Lock()
+				held := w.Service.cfg.Limits.Memory - w.free
+				w.mu.Unlock()
+				if held > x.most {
+					t.Errorf("%d bytes are held, want at most %d", held, x.most)
+				}
+				if a := w.pipe(t, "198.51.100.1").ask(t, w.deposit(w.makeable(pairwise), 66672)); a.Status != isRefused {
+					t.Errorf("to somebody else: %v, want REFUSED", a.Status)
+				}
+				l.Refuse()
+				sending.Wait()
+			})
+		})
+	}
+}
+
+// The streams of an address block that read no answers leave memory for others.
+func TestOneAddressHasAPartOfTheMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := piped(t, nil)
+		l := w.pipe(t, "192.0.2.1")
+		m := l.full(t)
+		for i := range 40 {
+			l := w.pipe(t, fmt.Sprintf("192.0.2.%d", i))
+			if a := l.ask(t, l.c.attachRequest(m)); a.Status != isOK {
+				t.Fatal(a.Status)
+			}
+			l.send(t, pollRequest(256))
+		}
+		synctest.Wait()
+		w.mu.Lock()
+		held := w.Service.cfg.Limits.Memory - w.free
+		w.mu.Unlock()
+		if most := w.Service.cfg.Limits.Memory / 8; held > most || held < most/2 {
+			t.Errorf("%d bytes are held for one address block, want at most %d", held, most)
+		}
+		other := w.pipe(t, "198.51.100.1")
+		other.ask(t, other.c.attachRequest(m))
+		if a := other.ask(t, pollRequest(256)); a.Status != isOK {
+			t.Errorf("to somebody else: %v", a.Status)
 		}
 	})
 }
