@@ -86,7 +86,8 @@ func (c *client) attach(found []*queue, must bool) (*wire.RelayAnswer, error) {
 	if len(c.attached)+more > protocol.MaxAttached {
 		return nil, quota
 	}
-	if s.attached+more > s.cfg.Limits.Attached {
+	most := max(s.cfg.Limits.Attached/16, protocol.MaxAttached)
+	if s.attached+more > s.cfg.Limits.Attached || c.block.attached+more > most && !c.block.local {
 		return nil, busy
 	}
 	qs := new(wire.RelayQueues)
@@ -103,6 +104,7 @@ func (c *client) attach(found []*queue, must bool) (*wire.RelayAnswer, error) {
 			old.detachLocked(c) // dropped since, and made anew
 		default:
 			s.attached++
+			c.block.attached++
 		}
 		c.attached[q.id] = q
 		q.readers = append(q.readers, c)

@@ -121,7 +121,8 @@ type Limits struct {
 	// BoxBlobs is the most bytes of blobs on the account of one contact box, and so
 	// of one blob. They count for Share, too. Default half of Share.
 	BoxBlobs int64
-	// Attached is the most queues attached on all streams. Default 262144.
+	// Attached is the most queues attached on all streams; a sixteenth of them, or
+	// what one stream may, on those from one address block. Default 262144.
 	Attached int
 	// WorkBits is the work that is asked for when nothing presses. Default
 	// [protocol.WorkBits].

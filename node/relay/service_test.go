@@ -1002,6 +1002,36 @@ func TestBoundsOfMemory(t *testing.T) {
 	}
 }
 
+// Who attaches the same queues on many streams, from one address, leaves places
+// for others, and gets its own back when it goes.
+func TestOneAddressAttachesItsPart(t *testing.T) {
+	const queues, most = 128, protocol.MaxAttached
+	w := newWorld(t, func(cfg *Config) { cfg.Limits.Attached = 4 * most })
+	ms := make([]*made, queues)
+	one, other := w.from("192.0.2.1"), w.from("198.51.100.1")
+	for i := range ms {
+		ms[i] = one.queue(pairwise)
+	}
+	streams := []*caller{one}
+	for range most/queues - 1 {
+		c := w.from("192.0.2.2")
+		c.want(isOK, c.attachRequest(ms...))
+		streams = append(streams, c)
+	}
+	c := w.from("192.0.2.3")
+	c.want(isBusy, c.attachRequest(ms[0]))
+	one.want(isOK, one.attachRequest(ms...)) // they are
+	other.want(isOK, other.attachRequest(ms...))
+	for _, c := range streams {
+		c.block.streams++ // as enter does
+		w.leave(c.client)
+	}
+	if n := w.Status().Attached; n != queues {
+		t.Errorf("%d queues are attached, want those of the other address: %d", n, queues)
+	}
+	c.want(isOK, c.attachRequest(ms...))
+}
+
 // quiet is a libp2p host that listens on loopback.
 func quiet(t testing.TB) host.Host {
 	t.Helper()

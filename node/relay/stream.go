@@ -277,6 +277,7 @@ func (s *Service) leave(c *client) {
 		q.detachLocked(c)
 	}
 	s.attached -= len(c.attached)
+	c.block.attached -= len(c.attached)
 }
 
 // take reserves bytes of the memory for requests and answers, of which an address

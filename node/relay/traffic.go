@@ -177,6 +177,7 @@ func blockOf(a ma.Multiaddr) netip.Prefix {
 type block struct {
 	local    bool // loopback, which has no limits
 	streams  int
+	attached int  // queues, on these streams
 	held     int  // bytes of the memory for requests and answers
 	dialling bool // back, for somebody in it
 	rate     *rate.Limiter
