@@ -207,6 +207,7 @@ func (n *Node) takeMail(t identity.Transport, entries []client.Entry) (done []cl
 				took++
 				if f != stays {
 					over = append(over, e)
+					n.held.drop(t, e)
 				}
 				if f == waste {
 					vain++
@@ -231,6 +232,67 @@ const (
 	waste      // and never was: it says nothing to this user, or said it before
 )
 
+// Bounds on what stays at one relay until the user decides about its senders: a
+// contact box has room for protocol.BoxMessages.
+const (
+	maxHeld   = 32
+	maxHeldOf = 8 // one sender
+)
+
+// held knows what stays at relays. The zero value knows of nothing; after a start
+// all of it is shown again.
+type held struct {
+	mu sync.Mutex // guards m; never held across a wait
+	m  map[identity.Transport]map[heldKey]heldEntry
+}
+
+type heldKey struct {
+	queue relay.QueueID
+	id    uint64
+}
+
+type heldEntry struct {
+	from  identity.Account
+	until time.Time // by which the relay has deleted it
+}
+
+// keep reports whether an entry is to stay at a relay.
+func (h *held) keep(t identity.Transport, e client.Entry, from identity.Account, now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	at, k := h.m[t], heldKey{e.Queue, e.ID}
+	if _, ok := at[k]; ok {
+		return true
+	}
+	theirs := 0
+	for other, x := range at {
+		if now.After(x.until) {
+			delete(at, other)
+		} else if x.from == from {
+			theirs++
+		}
+	}
+	if len(at) >= maxHeld || theirs >= maxHeldOf {
+		return false
+	}
+	if h.m == nil {
+		h.m = map[identity.Transport]map[heldKey]heldEntry{}
+	}
+	if at == nil {
+		at = map[heldKey]heldEntry{}
+		h.m[t] = at
+	}
+	at[k] = heldEntry{from, now.Add(protocol.BoxLife)}
+	return true
+}
+
+// drop forgets an entry that does not stay.
+func (h *held) drop(t identity.Transport, e client.Entry) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.m[t], heldKey{e.Queue, e.ID})
+}
+
 // takeEntry opens what was left in a queue, and commits all that follows from it.
 // The error is one of the store, or errHold: it is shown again.
 func (n *Node) takeEntry(tx *store.Tx, t identity.Transport, e client.Entry) (fate, error) {
@@ -250,6 +312,9 @@ func (n *Node) takeEntry(tx *store.Tx, t identity.Transport, e client.Entry) (fa
 		return stays, err
 	}
 	useful, err := n.takeSealed(tx, now, t, q, &sealed)
+	if errors.Is(err, errHold) && !n.held.keep(t, e, sealed.Manifest.Account, now) {
+		err = nil // its sender has it still
+	}
 	if err != nil {
 		return stays, err
 	}

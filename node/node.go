@@ -77,6 +77,7 @@ type Node struct {
 	hosts        client.Hosts
 	depositor    *client.Depositor
 	readers      readers
+	held         held               // at relays
 	hostUp       atomic.Bool        // host is set
 	punching     *holepunch.Service // the host's; nil without one
 

@@ -509,6 +509,9 @@ func (n *Node) acceptedUs(tx *store.Tx, c *store.Contact) error {
 		return err
 	}
 	a := accountOf(c)
+	if err := n.outbox.Accepted(tx, a); err != nil {
+		return err
+	}
 	tx.OnCommit(func() { n.outbox.Kick(a) })
 	return n.record(tx, &store.Event{Type: "contact", State: stateName(c.State)}, c)
 }

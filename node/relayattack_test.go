@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -1023,6 +1024,24 @@ func TestForgedEnvelopesLeaveNothing(t *testing.T) {
 	b.tell(a, "so am I")
 }
 
+// sealingKey is what a person's record says to seal with.
+func (p *person) sealingKey() (to identity.DeviceEntry, key *envelope.SealingKey) {
+	p.w.Helper()
+	err := p.store.Update(func(tx *store.Tx) error {
+		keys, err := p.sessions.SealingKeys(tx, time.Now())
+		if err != nil {
+			return err
+		}
+		to = identity.DeviceEntry{Key: p.self.device.Device(), DH: p.self.device.DH().Public()}
+		key, err = envelope.OpenSealingKey(keys[0], p.id, to.Key, time.Now())
+		return err
+	})
+	if err != nil {
+		p.w.Fatal(err)
+	}
+	return to, key
+}
+
 // Whoever may deposit can make up accounts, whose envelopes open and say nothing
 // to this user: they leave nothing, and the relay that brings them without end is
 // known by it.
@@ -1033,20 +1052,7 @@ func TestMadeUpAccountsLeaveNothing(t *testing.T) {
 	a.together(b, c)
 	ofAda, box := b.queueFor(c, a), b.queueFor(c, nil)
 	w.eventually("no receipt to be owed", func() bool { return b.owes(a) == 0 && a.owes(b) == 0 })
-	var to identity.DeviceEntry
-	var key *envelope.SealingKey
-	err := b.store.Update(func(tx *store.Tx) error {
-		keys, err := b.sessions.SealingKeys(tx, time.Now())
-		if err != nil {
-			return err
-		}
-		to = identity.DeviceEntry{Key: b.self.device.Device(), DH: b.self.device.DH().Public()}
-		key, err = envelope.OpenSealingKey(keys[0], b.id, to.Key, time.Now())
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	to, key := b.sealingKey()
 	before := b.rows()
 	const many = 2 * maxAnswers
 	for i := range many {
@@ -1136,6 +1142,45 @@ func TestStrangersTakeNoAnswerFromContacts(t *testing.T) {
 	owe(now.Add(answerMemory), identity.Account(random(32)), &wire.Mail{Mailboxes: [][]byte{{1}}})
 	if _, n := count(); n != maxStrangers+1 {
 		t.Errorf("an hour later %d answers are noted for strangers", n)
+	}
+}
+
+// One stranger whose request waits leaves most of the contact box to others.
+func TestOneRequestDoesNotFillTheContactBox(t *testing.T) {
+	w := newWorld(t)
+	c := w.crook(anyKey)
+	a, b := w.person("Ada", quick), w.person("Bo", quick)
+	a.together(b, c)
+	box := b.queueFor(c, nil)
+	host := w.caller(nil)
+	host.dial(w, b)
+	u := w.puppet("Nobody")
+	u.begin(b, host.bundles(w, b, b.invite(true)), nil, nil)
+	to, key := b.sealingKey()
+	for i := range protocol.BoxMessages + maxRequestEntries {
+		sealed, err := envelope.SealFor(to, key, box, envelope.Sender{Key: u.device, Manifest: u.manifest}, u.text(b, strconv.Itoa(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.put(box, sealed)
+	}
+	var n int
+	w.eventually("most to be deleted", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		n = 0
+		for _, e := range c.entries {
+			if relay.QueueID(e.Queue) == box {
+				n++
+			}
+		}
+		return n <= maxHeldOf
+	})
+	if n != maxHeldOf {
+		t.Errorf("%d entries stay, want %d", n, maxHeldOf)
+	}
+	if got := len(b.texts("Nobody")); got != maxRequestEntries {
+		t.Errorf("the request has %d texts", got)
 	}
 }
 

@@ -492,6 +492,35 @@ func (o *Outbox) Doubt(tx *store.Tx) (more bool, err error) {
 	})
 }
 
+// Accepted takes word that peer has accepted this user: of what was left before
+// that, peer may have had some deleted, and has read some. It is left once more, to
+// the queue that peer has told of meanwhile, as far as one transaction holds it.
+func (o *Outbox) Accepted(tx *store.Tx, peer identity.Account) error {
+	size := 0
+	for r, err := range store.Outbox.Scan(tx, store.OutboxOf(peer), nil) {
+		if err != nil {
+			return err
+		}
+		out := r.Value
+		if len(out.Copies) == 0 || out.Receipt {
+			continue
+		}
+		if size += len(out.Content) + len(out.Envelope); size > sealBytes {
+			break
+		}
+		for _, c := range out.Copies {
+			c.Doubted = true
+		}
+		if err := store.Outbox.Put(tx, r.Key, out); err != nil {
+			return err
+		}
+	}
+	if size > 0 {
+		tx.OnCommit(func() { o.relapse(peer) })
+	}
+	return nil
+}
+
 // recount has change look at the copies of everything that waits, puts into the
 // history what they say now, and has the peers' workers leave what lacks some.
 func (o *Outbox) recount(tx *store.Tx, change func(*store.Outgoing) bool) (more bool, err error) {

@@ -44,8 +44,11 @@ func newTraffic(limit uint64, bytes int) *traffic {
 	return t
 }
 
+// maxStep is the most that a crash costs of the month.
+const maxStep = 64 << 20
+
 // step is how far the disk is ahead.
-func (t *traffic) step() uint64 { return max(t.limit/64, 1) }
+func (t *traffic) step() uint64 { return min(max(t.limit/64, 1), maxStep) }
 
 // next returns what is to be written, and is followed by wrote.
 func (t *traffic) next(now time.Time) (month uint32, ahead uint64) {
