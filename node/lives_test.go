@@ -821,3 +821,38 @@ func TestGarbageOfARelayLeavesNothing(t *testing.T) {
 		}
 	})
 }
+
+// A relay that was left and does not answer any more is forgotten all the same.
+func TestDeadRelayIsForgotten(t *testing.T) {
+	inMemory(t, func(w *world, m *memory) {
+		a, b, relays := twoAway(w, m, []int{1}, []int{0, 2})
+		defer end([]*person{a, b}, relays)
+		dead := identity.Transport(relays[0].self())
+		queues := func() int {
+			return rows(b, func(tx *store.Tx) (n int, err error) {
+				for _, err := range store.OwnQueues.Scan(tx, store.OwnQueuesAt(dead), nil) {
+					if err != nil {
+						return 0, err
+					}
+					n++
+				}
+				return n, nil
+			})
+		}
+		relays[0].stop()
+		if err := b.RemoveRelay(w.ctx, peerOf(dead).String()); err != nil {
+			t.Fatal(err)
+		}
+		b.stop()
+		a.stop()
+		away(leavingLife+deadRelay-time.Hour, relays[1:]...)
+		b.start()
+		if list, err := b.Relays(w.ctx); err != nil || len(list) != 2 || queues() == 0 {
+			t.Errorf("too early: %d relays, %d queues, %v", len(list), queues(), err)
+		}
+		time.Sleep(25 * time.Hour)
+		if list, err := b.Relays(w.ctx); err != nil || len(list) != 1 || queues() != 0 {
+			t.Errorf("%d relays, %d queues, %v", len(list), queues(), err)
+		}
+	})
+}

@@ -63,14 +63,17 @@ func (n *Node) relaysChanged() {
 // readRelays reads this user's relays until ctx ends.
 func (n *Node) readRelays(ctx context.Context) error {
 	defer n.readers.closeAll()
+	daily := time.NewTicker(24 * time.Hour)
+	defer daily.Stop()
 	for {
-		if err := n.startReaders(ctx); err != nil {
+		if err := errors.Join(n.forgetDead(), n.startReaders(ctx)); err != nil {
 			n.log.Warn("reading which relays there are", "err", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-n.relayRows:
+		case <-daily.C:
 		}
 	}
 }

@@ -26,6 +26,41 @@ const leavingLife = protocol.MessageLife
 // mind at every connection would fill their queues.
 const turnEvery = 24 * time.Hour
 
+// deadRelay is how long after that a relay that is not reached is forgotten, with
+// the queues that may be there still.
+const deadRelay = 7 * 24 * time.Hour
+
+// forgetDead forgets relays that were left and that nobody will answer for.
+func (n *Node) forgetDead() error {
+	now := n.cfg.Now()
+	return n.store.Update(func(tx *store.Tx) error {
+		for r, err := range store.OwnRelays.Scan(tx, nil, nil) {
+			if err != nil {
+				return err
+			}
+			if l := r.Value.Leaving; l == 0 || now.Sub(time.UnixMilli(l)) < leavingLife+deadRelay {
+				continue
+			}
+			t := r.Key.Relay()
+			for q, err := range store.OwnQueues.Scan(tx, store.OwnQueuesAt(t), nil) {
+				if err == nil {
+					err = store.OwnQueues.Delete(tx, q.Key)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			if err := store.OwnRelays.Delete(tx, r.Key); err != nil {
+				return err
+			}
+			if err := n.record(tx, &store.Event{Type: "relay", State: "removed", Text: peerOf(t).String()}, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // A tending is one look after what this user has at a relay.
 type tending struct {
 	n     *Node
