@@ -96,7 +96,7 @@ type Limits struct {
 	BlockRate int
 	// Memory is the most bytes of requests and answers that are being worked on,
 	// an eighth of them, or one answer, for one address block but loopback; and the
-	// same again of frames being read. Default 64 MiB.
+	// same again, with an eighth or 2 MiB, of frames being read. Default 64 MiB.
 	Memory int
 	// Queues is the most queues. Default 131072.
 	Queues int

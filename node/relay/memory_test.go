@@ -139,16 +139,32 @@ func newID(t testing.TB) (crypto.PrivKey, peer.ID) {
 // pipe opens a stream to a relay of piped, as somebody new at an address.
 func (w *world) pipe(t testing.TB, ip string) *line {
 	t.Helper()
-	_, id := newID(t)
-	h := w.cfg.Host.(*memoryHost)
-	conn, err := stream.Open(t.Context(), &memoryClient{id: id, at: ma.StringCast("/ip4/" + ip + "/tcp/4000"), to: h}, h.id, protocol.StreamRelay)
+	from := w.somebody(t, ip)
+	conn, err := stream.Open(t.Context(), from, from.to.id, protocol.StreamRelay)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Refuse)
 	c := w.caller()
-	c.key, _ = transportOf(id)
+	c.key, _ = transportOf(from.id)
 	return &line{conn, c}
+}
+
+// pipeStream is pipe for what are no whole frames.
+func (w *world) pipeStream(t testing.TB, ip string) network.Stream {
+	t.Helper()
+	s, err := w.somebody(t, ip).NewStream(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func (w *world) somebody(t testing.TB, ip string) *memoryClient {
+	t.Helper()
+	_, id := newID(t)
+	return &memoryClient{id: id, at: ma.StringCast("/ip4/" + ip + "/tcp/4000"), to: w.cfg.Host.(*memoryHost)}
 }
 
 // inUse returns the bytes of heap and stacks.

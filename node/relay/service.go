@@ -303,6 +303,7 @@ func (s *Service) Run(ctx context.Context) error {
 		PeerRate: 1 << 17, // limited by address block instead
 		Rate:     1 << 18,
 		Memory:   l.Memory,
+		Block:    blockOf,
 	}, s.serve)
 	defer remove()
 	var publishing sync.WaitGroup

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"fmt"
 	"sync"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"starling/protocol"
+	"starling/protocol/relay"
 	"starling/protocol/wire"
 )
 
@@ -152,6 +154,36 @@ func TestOneAddressHasAPartOfTheMemory(t *testing.T) {
 		other.ask(t, other.c.attachRequest(m))
 		if a := other.ask(t, pollRequest(256)); a.Status != isOK {
 			t.Errorf("to somebody else: %v", a.Status)
+		}
+	})
+}
+
+// Frames that an address block trickles leave memory for those of others.
+func TestOneAddressTricklesItsPart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := piped(t, func(cfg *Config) { cfg.Limits.Memory = 16 << 20 })
+		// Of more than 128 KiB: as much memory as a request takes.
+		req := recordsRequest(relay.QueueID(blob(32)), false)
+		for range protocol.MaxPutRecords {
+			req.GetPutRecords().Records = append(req.GetPutRecords().Records, blob(protocol.MaxRecord))
+		}
+		var frame bytes.Buffer
+		if err := wire.WriteFrame(&frame, wire.Marshal(req)); err != nil {
+			t.Fatal(err)
+		}
+		var trickling sync.WaitGroup
+		for range 40 {
+			s := w.pipeStream(t, "192.0.2.1")
+			trickling.Go(func() { _, _ = s.Write(frame.Bytes()[:frame.Len()-1]) })
+		}
+		synctest.Wait()
+		if a := w.pipe(t, "198.51.100.1").ask(t, req); a.Status != isMalformed {
+			t.Errorf("to somebody else: %v, want MALFORMED", a.Status)
+		}
+		trickling.Wait()
+		time.Sleep(time.Minute)
+		if a := w.pipe(t, "192.0.2.1").ask(t, req); a.Status != isMalformed {
+			t.Errorf("afterwards, to the address: %v, want MALFORMED", a.Status)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -12,7 +13,10 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	ma "github.com/multiformats/go-multiaddr"
 	"golang.org/x/time/rate"
+
+	limits "starling/protocol"
 )
 
 // Limits bound what peers can make a handler do. Zero is the default.
@@ -52,6 +56,12 @@ type Limits struct {
 	// Memory is the most bytes that frames may take together, beyond Base, while
 	// they are read and handled. Default 32 MiB.
 	Memory int
+
+	// Block returns what one attacker has at little cost of the addresses that
+	// streams come from: of each but loopback the frames take at most an eighth of
+	// Memory, or 2 MiB if that is more, with which any one frame is read. Default
+	// nil: there is no such bound.
+	Block func(ma.Multiaddr) netip.Prefix
 
 	// Idle is how long a stream may rest between two requests. Default 2 min.
 	Idle time.Duration
@@ -112,6 +122,7 @@ func Handle(h host.Host, id protocol.ID, lim Limits, fn func(ctx context.Context
 		all:   newRate(lim.Rate),
 		peers: make(map[peer.ID]*peerState),
 		sweep: 64,
+		block: map[netip.Prefix]int{},
 	}
 	h.SetStreamHandler(id, func(s network.Stream) { srv.serve(ctx, s, id, fn) })
 	return func() {
@@ -136,8 +147,9 @@ type server struct {
 	mu      sync.Mutex // guards what follows; never held across a wait; taken after Conn.mu where both are
 	closed  bool
 	streams int
-	unknown int // streams of strangers among them; counted if Limits.Known is set
-	memory  int // bytes reserved by frames beyond Limits.Base
+	unknown int                  // streams of strangers among them; counted if Limits.Known is set
+	memory  int                  // bytes reserved by frames beyond Limits.Base
+	block   map[netip.Prefix]int // of these, if Limits.Block is set; none is 0
 	peers   map[peer.ID]*peerState
 	sweep   int       // size of peers at which the rested ones are forgotten
 	swept   time.Time // when that was last done
@@ -175,6 +187,9 @@ func (v *server) serve(ctx context.Context, s network.Stream, id protocol.ID, fn
 		srv:  v,
 		peer: p,
 		ctx:  ctx,
+	}
+	if v.lim.Block != nil {
+		c.block = v.lim.Block(c.RemoteAddr())
 	}
 	defer context.AfterFunc(ctx, c.interrupt)()
 
@@ -285,19 +300,31 @@ func (v *server) admit(ctx context.Context, p *peerState) error {
 	}
 }
 
-// take reserves n bytes for a large frame, if they are to be had.
-func (v *server) take(n int) bool {
+// take reserves n bytes for a frame from an address block, if they are to be had.
+func (v *server) take(b netip.Prefix, n int) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.memory+n > v.lim.Memory {
 		return false
 	}
+	if v.lim.Block != nil && !b.Addr().IsLoopback() {
+		if v.block[b]+n > max(v.lim.Memory/8, 2*limits.MaxFrame) {
+			return false
+		}
+		v.block[b] += n
+	}
 	v.memory += n
 	return true
 }
 
-func (v *server) give(n int) {
+func (v *server) give(b netip.Prefix, n int) {
 	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.memory -= n
-	v.mu.Unlock()
+	if _, ok := v.block[b]; !ok {
+		return
+	}
+	if v.block[b] -= n; v.block[b] == 0 {
+		delete(v.block, b)
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -67,10 +68,11 @@ type Conn struct {
 	wait time.Duration // for the first byte of a frame
 	base int           // bytes reserved as long as the stream lives
 
-	// srv and peer are nil on the side that opened the stream.
-	srv  *server
-	peer *peerState
-	ctx  context.Context // of the handler; ends with its removal
+	// srv, peer and ctx are nil on the side that opened the stream.
+	srv   *server
+	peer  *peerState
+	block netip.Prefix    // of Limits.Block
+	ctx   context.Context // of the handler; ends with its removal
 
 	mu      sync.Mutex // guards what follows; never held across a wait
 	reading bool       // Read has not yet returned
@@ -287,12 +289,12 @@ func (c *Conn) interrupt() {
 
 // reserve takes n further bytes for the frame that is being read.
 func (c *Conn) reserve(n int) error {
-	if c.srv != nil && !c.srv.take(n) {
+	if c.srv != nil && !c.srv.take(c.block, n) {
 		return fmt.Errorf("%w: no memory for a frame", ErrBusy)
 	}
 	if err := c.s.Scope().ReserveMemory(n, network.ReservationPriorityMedium); err != nil {
 		if c.srv != nil {
-			c.srv.give(n)
+			c.srv.give(c.block, n)
 		}
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	}
@@ -309,7 +311,7 @@ func (c *Conn) releaseLocked() {
 	}
 	c.s.Scope().ReleaseMemory(c.held)
 	if c.srv != nil {
-		c.srv.give(c.held)
+		c.srv.give(c.block, c.held)
 	}
 	c.held = 0
 }
