@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"starling/node/relay/spool"
@@ -144,6 +145,7 @@ func (s *Service) dropQueue(ctx context.Context, q *queue) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			q.gone = true
+			s.forgetStampsLocked(q, math.MaxInt64)
 		})
 		return nil
 	})
@@ -200,13 +202,14 @@ func (s *Service) expire(ctx context.Context) error {
 	_, err := s.spool.Expire(ctx, s.now())
 	var over, boxes []*queue
 	s.mu.Lock()
-	s.stamps.forget(now)
+	s.keyStamps.forget(now)
 	look := now >= s.boxed+int64(expireBoxes/time.Second) || now < s.boxed
 	if look {
 		s.boxed = now
 	}
 	for _, q := range s.queues {
 		s.measureLocked(q)
+		s.forgetStampsLocked(q, now)
 		switch {
 		case q.gone:
 		case q.row.Expires <= now && q.messages == 0 && q.inflight.messages == 0:

@@ -127,7 +127,9 @@ type Limits struct {
 	// WorkBits is the work that is asked for when nothing presses. Default
 	// [protocol.WorkBits].
 	WorkBits int
-	// Stamps is the most proofs of work remembered. Default 262144.
+	// Stamps is the most proofs of work remembered for deposits, and again for
+	// one-time keys; of the former a sixteenth for boxes on one account, and half
+	// for those on the accounts of all address blocks. Default 262144.
 	Stamps int
 }
 

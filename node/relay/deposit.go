@@ -178,7 +178,7 @@ func (d *deposit) place() error {
 		d.stamp = stamp.Hash()
 		want := s.bitsLocked(&q.filling, &s.filling, now)
 		// What was used was enough for the first of two.
-		if _, used := s.stamps.used[d.stamp]; !used && relay.CheckWork(stamp, d.nonce, want) != nil {
+		if _, used := q.stamps[d.stamp]; !used && relay.CheckWork(stamp, d.nonce, want) != nil {
 			return demand(want)
 		}
 	}
@@ -192,7 +192,7 @@ func (d *deposit) place() error {
 		return nil
 	}
 	if d.byWork {
-		if err := s.stampLocked(d.stamp); err != nil {
+		if err := s.stampLocked(q, d.stamp); err != nil {
 			return err
 		}
 	}
@@ -206,7 +206,7 @@ func (d *deposit) place() error {
 	q.latest = d
 	s.coming[d.leaf] = d
 	if d.byWork {
-		s.stamps.used[d.stamp] = d.until
+		s.useLocked(q, d.stamp, d.until)
 		q.filling.add(now)
 		s.filling.add(now)
 	}
@@ -252,18 +252,6 @@ func hasToken(row *store.RelayQueue, hash []byte) bool {
 		admitted[i] = [sha256.Size]byte(t.Hash)
 	}
 	return relay.HasToken(admitted, [sha256.Size]byte(hash))
-}
-
-// stampLocked returns why work may not be counted: it was, or there is no room
-// to remember it.
-func (s *Service) stampLocked(h [sha256.Size]byte) error {
-	if _, used := s.stamps.used[h]; used {
-		return refused
-	}
-	if len(s.stamps.used) >= s.stamps.room {
-		return quota
-	}
-	return nil
 }
 
 // reserveLocked keeps room for the deposit, until done. Between the commit of an
@@ -416,7 +404,7 @@ func (d *deposit) done(err error) (gone bool) {
 		d.q.latest = nil
 	}
 	if err != nil && d.stamp != ([sha256.Size]byte{}) {
-		delete(s.stamps.used, d.stamp) // it may be used when there is room
+		s.unuseLocked(d.q, d.stamp) // it may be used when there is room
 	}
 	if s.queues[d.id] != d.q {
 		return true

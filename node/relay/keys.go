@@ -159,10 +159,13 @@ func (s *Service) workForKey(q *queue, m *wire.RelayTakeKey) error {
 	if relay.CheckWork(stamp, w.Nonce, want) != nil {
 		return demand(want)
 	}
-	if err := s.stampLocked(stamp.Hash()); err != nil {
-		return err
+	if _, used := s.keyStamps[stamp.Hash()]; used {
+		return refused
 	}
-	s.stamps.used[stamp.Hash()] = w.Expires
+	if len(s.keyStamps) >= s.cfg.Limits.Stamps {
+		return quota
+	}
+	s.keyStamps[stamp.Hash()] = w.Expires
 	q.draining.add(now)
 	s.emptying.add(now)
 	return nil

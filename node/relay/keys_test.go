@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -156,6 +157,83 @@ func TestWorkRisesAndFalls(t *testing.T) {
 	w.clock.at = w.clock.at.Add(time.Hour)
 	if got := refusedFor(b); got != 4 {
 		t.Errorf("%d bits an hour later, want 4", got)
+	}
+}
+
+// Who reads boxes of its own, from however many addresses, leaves room to remember
+// the work of others.
+func TestOneAccountHasAPartOfTheStamps(t *testing.T) {
+	w := newWorld(t, func(cfg *Config) { cfg.Limits.Stamps = 64 })
+	var own []*made
+	// fill deposits in four boxes of an address and empties them.
+	fill := func(c *caller) (kept int) {
+		own = nil
+		for range 4 {
+			m := c.queue(box)
+			own = append(own, m)
+			for range 2 {
+				switch a := c.ask(w.workDeposit(m, 4)); a.Status {
+				case isOK:
+					kept++
+				case isQuota:
+				default:
+					t.Fatalf("a deposit: %v", a.Status)
+				}
+			}
+			for _, e := range c.poll256() {
+				c.want(isOK, deletion(m.id, e.Id))
+			}
+		}
+		return kept
+	}
+	stamps := func(want int) {
+		t.Helper()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.stamps != want || w.anybody.stamps > want {
+			t.Errorf("%d stamps are remembered, %d for address blocks, want %d", w.stamps, w.anybody.stamps, want)
+		}
+	}
+	one := w.from("192.0.2.1")
+	if n := fill(one); n != 4 {
+		t.Errorf("one account: %d stamps are remembered of 64, want 4", n)
+	}
+	for _, m := range own {
+		one.want(isOK, dropRequest(m.id))
+	}
+	stamps(0)
+	if n := fill(one); n != 4 {
+		t.Errorf("after its queues were dropped: %d, want 4", n)
+	}
+	all := 4
+	for i := range 10 {
+		all += fill(w.from(netip.AddrFrom4([4]byte{10, 9, byte(i), 7}).String()))
+	}
+	if all != 32 {
+		t.Errorf("all address blocks: %d, want 32", all)
+	}
+
+	token, err := w.Issue("a friend")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, m, pool := w.caller(), w.makeable(box), blob(32)
+	m.create.Admission = token[:]
+	c.want(isOK, c.createRequest(m))
+	c.want(isOK, w.workDeposit(m, 4))
+	stamps(33)
+	c.want(isOK, putKeys(m.id, pool, start.Add(time.Hour).Unix(), protocol.PoolReserve+1))
+	c.want(isOK, w.takeByWork(m.id, pool, 4))
+	stamps(33)
+	w.clock.at = w.clock.at.Add(2 * time.Hour)
+	if err := w.expire(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stamps(0)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := len(w.keyStamps); n != 0 {
+		t.Errorf("%d stamps for keys are left", n)
 	}
 }
 

@@ -25,7 +25,8 @@ type queue struct {
 
 	filling, draining pressure // of a contact box: by work
 	readers           []*client
-	gone              bool // dropped; stays until its last deposit has returned
+	stamps            stamps // of work for deposits; nil: none
+	gone              bool   // dropped; stays until its last deposit has returned
 }
 
 // An amount is of messages that are on their way to the disk.
@@ -40,6 +41,7 @@ type share struct {
 	queues   int
 	bytes    int64 // of messages, one-time keys, records and blobs
 	inflight int64
+	stamps   int    // of work for deposits in its boxes
 	of       *share // all address blocks, for one of them; else nil
 }
 

@@ -55,30 +55,31 @@ type Service struct {
 	closed  error
 	running sync.WaitGroup // calls of Run
 
-	mu       sync.Mutex // guards what follows; never held across a wait or the disk
-	ended    bool
-	queues   map[relay.QueueID]*queue
-	shares   map[string]*share // by the share of a queue's row
-	anybody  share             // all of those of address blocks
-	coming   map[relay.Leaf]*deposit
-	making   int   // queues on their way into the store
-	boxes    int64 // bytes in contact boxes
-	toBoxes  int64 // on their way there
-	blobs    map[blobName]*shelved
-	shelf    int64                    // bytes of blobs, each counted whole
-	shelving map[spool.Queue]struct{} // chunks on their way into the spool
-	draining int64                    // unix seconds, or 0
-	streams  int
-	attached int
-	dialling int // back, requests
-	free     int // bytes of the memory for requests and answers
-	stamps   stamps
-	filling  pressure // of all contact boxes
-	emptying pressure // of all pools
-	blocks   map[netip.Prefix]*block
-	others   *block // those there is no room for
-	swept    time.Time
-	boxed    int64 // unix seconds; the last look through what boxes hold beside messages
+	mu        sync.Mutex // guards what follows; never held across a wait or the disk
+	ended     bool
+	queues    map[relay.QueueID]*queue
+	shares    map[string]*share // by the share of a queue's row
+	anybody   share             // all of those of address blocks
+	coming    map[relay.Leaf]*deposit
+	making    int   // queues on their way into the store
+	boxes     int64 // bytes in contact boxes
+	toBoxes   int64 // on their way there
+	blobs     map[blobName]*shelved
+	shelf     int64                    // bytes of blobs, each counted whole
+	shelving  map[spool.Queue]struct{} // chunks on their way into the spool
+	draining  int64                    // unix seconds, or 0
+	streams   int
+	attached  int
+	dialling  int      // back, requests
+	free      int      // bytes of the memory for requests and answers
+	stamps    int      // of deposits, in all queues
+	keyStamps stamps   // of requests for one-time keys
+	filling   pressure // of all contact boxes
+	emptying  pressure // of all pools
+	blocks    map[netip.Prefix]*block
+	others    *block // those there is no room for
+	swept     time.Time
+	boxed     int64 // unix seconds; the last look through what boxes hold beside messages
 }
 
 // New opens a relay: it reads the store and the spool, makes them agree, and
@@ -101,21 +102,21 @@ func New(cfg Config) (_ *Service, err error) {
 		return nil, fmt.Errorf("reading the relay's key: %w", err)
 	}
 	s := &Service{
-		cfg:      cfg,
-		log:      cfg.Log,
-		now:      cfg.Now,
-		self:     self,
-		db:       cfg.Store,
-		traffic:  newTraffic(cfg.Traffic, cfg.Rate),
-		closing:  make(chan struct{}),
-		queues:   map[relay.QueueID]*queue{},
-		shares:   map[string]*share{},
-		coming:   map[relay.Leaf]*deposit{},
-		blobs:    map[blobName]*shelved{},
-		shelving: map[spool.Queue]struct{}{},
-		free:     cfg.Limits.Memory,
-		stamps:   stamps{room: cfg.Limits.Stamps, used: map[[sha256.Size]byte]int64{}},
-		blocks:   map[netip.Prefix]*block{},
+		cfg:       cfg,
+		log:       cfg.Log,
+		now:       cfg.Now,
+		self:      self,
+		db:        cfg.Store,
+		traffic:   newTraffic(cfg.Traffic, cfg.Rate),
+		closing:   make(chan struct{}),
+		queues:    map[relay.QueueID]*queue{},
+		shares:    map[string]*share{},
+		coming:    map[relay.Leaf]*deposit{},
+		blobs:     map[blobName]*shelved{},
+		shelving:  map[spool.Queue]struct{}{},
+		free:      cfg.Limits.Memory,
+		keyStamps: stamps{},
+		blocks:    map[netip.Prefix]*block{},
 	}
 	s.others = s.newBlock(netip.Prefix{})
 	sealed := envelope.SealedSizes()

@@ -147,8 +147,8 @@ func TestFloodOfTenThousandDepositsASecond(t *testing.T) {
 				t.Errorf("account %x has %d bytes", id, sh.bytes)
 			}
 		}
-		if w.free != limits.Memory || len(w.stamps.used) > limits.Stamps || len(w.coming) != 0 {
-			t.Errorf("%d bytes free, %d stamps, %d deposits on their way", w.free, len(w.stamps.used), len(w.coming))
+		if w.free != limits.Memory || w.stamps > limits.Stamps || len(w.coming) != 0 {
+			t.Errorf("%d bytes free, %d stamps, %d deposits on their way", w.free, w.stamps, len(w.coming))
 		}
 		// The disk is in memory here, twice: as it is and as it was synced.
 		if grown := int64(after) - int64(before); grown > 3*w.cfg.Quota {
@@ -208,7 +208,7 @@ func TestDrainOfOneTimeKeys(t *testing.T) {
 	}
 	w.caller().want(isOK, w.workDeposit(public, 4)) // without a one-time key: T3
 	w.mu.Lock()
-	stamps := len(w.stamps.used)
+	stamps := len(w.keyStamps)
 	w.mu.Unlock()
 	if stamps > requests || stamps > w.Service.cfg.Limits.Stamps {
 		t.Errorf("%d stamps are remembered", stamps)

@@ -52,17 +52,63 @@ func (s *Service) bitsLocked(one, all *pressure, now time.Time) int {
 	return min(s.cfg.Limits.WorkBits+more, protocol.MaxWork)
 }
 
-// stamps remembers proofs of work until they expire.
-type stamps struct {
-	room int
-	used map[[sha256.Size]byte]int64 // unix seconds at which they expire
+// A stamps is proofs of work that were used: when each is over, unix seconds.
+type stamps map[[sha256.Size]byte]int64
+
+// forget drops the stamps that are over, and returns how many.
+func (s stamps) forget(now int64) (n int) {
+	for h, expires := range s {
+		if expires <= now {
+			delete(s, h)
+			n++
+		}
+	}
+	return n
 }
 
-// forget drops the stamps that are over.
-func (s *stamps) forget(now int64) {
-	for h, expires := range s.used {
-		if expires <= now {
-			delete(s.used, h)
-		}
+// stampLocked returns why work for a deposit may not be counted: it was, or there
+// is no room to remember it. A sixteenth of the room is for one account, and half
+// for those of all address blocks: who empties a box of its own keeps nothing
+// here but stamps.
+func (s *Service) stampLocked(q *queue, h [sha256.Size]byte) error {
+	if _, used := q.stamps[h]; used {
+		return refused
+	}
+	room, sh := s.cfg.Limits.Stamps, q.share
+	if s.stamps >= room || sh.stamps >= max(room/16, 1) || sh.of != nil && sh.of.stamps >= max(room/2, 1) {
+		return quota
+	}
+	return nil
+}
+
+// useLocked remembers work for a deposit.
+func (s *Service) useLocked(q *queue, h [sha256.Size]byte, expires int64) {
+	if q.stamps == nil {
+		q.stamps = stamps{}
+	}
+	q.stamps[h] = expires
+	s.countStampsLocked(q, 1)
+}
+
+// unuseLocked forgets it again.
+func (s *Service) unuseLocked(q *queue, h [sha256.Size]byte) {
+	if _, used := q.stamps[h]; used {
+		delete(q.stamps, h)
+		s.countStampsLocked(q, -1)
+	}
+}
+
+// forgetStampsLocked drops the stamps of a queue that are over.
+func (s *Service) forgetStampsLocked(q *queue, now int64) {
+	s.countStampsLocked(q, -q.stamps.forget(now))
+	if len(q.stamps) == 0 {
+		q.stamps = nil
+	}
+}
+
+func (s *Service) countStampsLocked(q *queue, n int) {
+	s.stamps += n
+	for sh := q.share; sh != nil; sh = sh.of {
+		sh.stamps += n
 	}
 }
