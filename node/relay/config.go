@@ -65,7 +65,7 @@ type Config struct {
 	// with Publish.
 	CheckRecord func(rec []byte) (key [32]byte, day uint32, err error)
 	// Publish puts a record into the DHT. It is called on the record's day, every
-	// six hours, one call at a time. Default: PutRecords is MALFORMED here.
+	// six hours, by at most four at once. Default: PutRecords is MALFORMED here.
 	Publish func(context.Context, Record) error
 	// DialBack dials a peer at each of up to eight addresses, from another port
 	// than Host listens at and under a throw-away transport key, and returns for

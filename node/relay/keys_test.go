@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -275,6 +276,11 @@ func TestRecordsAreHeldForTheirDay(t *testing.T) {
 		t.Errorf("%d records held, want 2", n)
 	}
 	c.want(isOK, recordsRequest(b.id, false, now)) // again: still two
+	second := fakeRecord(today)
+	c.want(isQuota, recordsRequest(b.id, false, second, fakeRecord(today))) // three of one day: none of them is held
+	c.want(isOK, recordsRequest(b.id, false, second))
+	c.want(isQuota, recordsRequest(b.id, false, fakeRecord(today)))
+	c.want(isOK, recordsRequest(b.id, true, now, next))
 	for name, rec := range map[string][]byte{
 		"past": fakeRecord(today - 1), "far": fakeRecord(today + recordsAhead + 1), "no record": {1, 2, 3},
 	} {
@@ -284,12 +290,12 @@ func TestRecordsAreHeldForTheirDay(t *testing.T) {
 	}
 	dueAt := func(d time.Duration) [][32]byte {
 		w.clock.at = start.Add(d)
-		keys, _, err := w.due(map[[32]byte]time.Time{})
+		turns, _, err := w.due(map[[32]byte]attempt{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got [][32]byte
-		for _, k := range keys {
+		for _, k := range slices.Concat(turns...) {
 			rec, err := w.held(k)
 			if err != nil {
 				t.Fatal(err)
@@ -366,6 +372,78 @@ func TestRecordsArePublishedOnTheirDay(t *testing.T) {
 			if got := published[sha256.Sum256(x.rec)]; got != x.want {
 				t.Errorf("%s record was published %d times, want %d", name, got, x.want)
 			}
+		}
+	})
+}
+
+// An account with many records, none of which the network takes, does not keep
+// back those of others.
+func TestOneAccountDoesNotHoldUpPublication(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		published := map[[32]byte]time.Time{}
+		fails := map[[32]byte]int{}
+		calls, most := 0, 0
+		w := newWorld(t, func(cfg *Config) {
+			cfg.Now = time.Now
+			cfg.CheckRecord = checkFake
+			cfg.Publish = func(_ context.Context, r Record) error {
+				mu.Lock()
+				calls++
+				most = max(most, calls)
+				n, bad := fails[r.Key]
+				if bad {
+					fails[r.Key] = n + 1
+				}
+				mu.Unlock()
+				if bad {
+					time.Sleep(time.Minute)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				calls--
+				if bad {
+					return errors.New("nobody answers")
+				}
+				published[r.Key] = time.Now()
+				return nil
+			}
+		})
+		w.clock.at = time.Now()
+		day := dayOf(time.Now())
+		evil, good := w.from("192.0.2.1"), w.from("198.51.100.1")
+		for range 50 {
+			a, b := fakeRecord(day), fakeRecord(day)
+			fails[sha256.Sum256(a)], fails[sha256.Sum256(b)] = 0, 0
+			evil.want(isOK, recordsRequest(evil.queue(box).id, false, a, b))
+		}
+		m := good.queue(box)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { w.publish(ctx) })
+		for range 3 {
+			time.Sleep(10*time.Minute + publishLook/2)
+			left, rec := time.Now(), fakeRecord(day)
+			good.want(isOK, recordsRequest(m.id, true, rec))
+			time.Sleep(5 * time.Minute)
+			mu.Lock()
+			if at := published[sha256.Sum256(rec)]; at.IsZero() {
+				t.Errorf("not published within 5 minutes of %v", left.Format(time.TimeOnly))
+			}
+			mu.Unlock()
+		}
+		cancel()
+		wg.Wait()
+		// In 46 minutes, less some for looks, four at a time.
+		tried := 0
+		for _, n := range fails {
+			tried += min(n, 1)
+		}
+		if most != publishAtOnce {
+			t.Errorf("%d were published at once, want %d", most, publishAtOnce)
+		}
+		if tried < 100 {
+			t.Errorf("of 100 records of one account %d were tried", tried)
 		}
 	})
 }

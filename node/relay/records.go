@@ -3,6 +3,8 @@ package relay
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"time"
 
 	"starling/node/store"
@@ -12,10 +14,12 @@ import (
 )
 
 const (
-	recordsAhead = 16            // days ahead of today that a record may be for
-	publishLook  = time.Minute   // between two looks whether there are new records
-	publishAgain = 6 * time.Hour // between two publications of a record
-	publishEarly = time.Hour     // before its day, as the owner does (SPEC §10.5)
+	recordsAhead  = 16            // days ahead of today that a record may be for
+	recordsADay   = 2             // records of one day in one box: an account's replicas
+	publishAtOnce = 4             // records
+	publishLook   = time.Minute   // between two looks whether there are new records
+	publishAgain  = 6 * time.Hour // between two publications of a record
+	publishEarly  = time.Hour     // before its day, as the owner does (SPEC §10.5)
 )
 
 // dayOf returns the day of t: days since 1970-01-01 UTC.
@@ -76,10 +80,28 @@ func (c *client) putRecords(m *wire.RelayPutRecords) (*wire.RelayAnswer, error) 
 			}
 		}
 		held = row.Records
-		return nil
+		return fewADay(tx, q.id)
 	})
 	s.records.Store(true)
 	return count(held), err
+}
+
+// fewADay returns [quota] if a box has too many records for one day: each is
+// published, which takes up to a minute.
+func fewADay(tx *store.Tx, id relay.QueueID) error {
+	days := map[uint32]int{}
+	for r, err := range store.RelayRecords.Scan(tx, store.RelayOf(id), nil) {
+		if errors.Is(err, store.ErrDamaged) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if days[r.Value.Day]++; days[r.Value.Day] > recordsADay {
+			return quota
+		}
+	}
+	return nil
 }
 
 // dropRecords deletes all records of a box.
@@ -115,17 +137,23 @@ func (s *Service) expireRecords(tx *store.Tx, id relay.QueueID, row *store.Relay
 	return nil
 }
 
+// An attempt is the last one to publish a record.
+type attempt struct {
+	at time.Time
+	ok bool
+}
+
 // publish publishes records that are due, until ctx ends. It looks through those
 // that are held when there are new ones, and when one of them becomes due.
 func (s *Service) publish(ctx context.Context) {
 	every := time.NewTicker(publishLook)
 	defer every.Stop()
-	done := map[[32]byte]time.Time{} // when each was last published
+	tried := map[[32]byte]attempt{}
 	var looked, next time.Time
 	for {
 		now := s.now()
 		if s.records.Swap(false) || !now.Before(next) || now.Before(looked) { // last: somebody set the clock
-			looked, next = now, s.publishDue(ctx, done)
+			looked, next = now, s.publishDue(ctx, tried)
 		}
 		select {
 		case <-ctx.Done():
@@ -135,45 +163,78 @@ func (s *Service) publish(ctx context.Context) {
 	}
 }
 
-// publishDue publishes what is due, and returns when to look again.
-func (s *Service) publishDue(ctx context.Context, done map[[32]byte]time.Time) (next time.Time) {
-	due, next, err := s.due(done)
+// publishDue publishes what is due, in turns over accounts and several at once,
+// and returns when to look again. After a turn it stops if there are new records,
+// so that they do not wait for all that one account has.
+func (s *Service) publishDue(ctx context.Context, tried map[[32]byte]attempt) (next time.Time) {
+	turns, next, err := s.due(tried)
+	begun := s.now()
 	if err != nil {
 		s.log.Warn("looking for records to publish", "error", err)
-		next = s.now()
+		next = begun
 	}
-	for _, key := range due {
-		rec, err := s.held(key)
-		if err != nil {
-			next = s.now()
-		}
-		if err != nil || rec.Bytes == nil {
-			continue // tried at the next look, or dropped meanwhile
-		}
-		if err := s.cfg.Publish(ctx, rec); err != nil {
-			if ctx.Err() != nil {
-				return next
+	var mu sync.Mutex // guards tried, and next, until the publishers have ended
+	keys := make(chan store.RowKey)
+	var publishers sync.WaitGroup
+	for range publishAtOnce {
+		publishers.Go(func() {
+			for key := range keys {
+				ok := s.publishOne(ctx, key)
+				mu.Lock()
+				tried[[32]byte(key[relay.QueueIDSize:])] = attempt{s.now(), ok}
+				if !ok {
+					next = begun // tried again at the next look
+				}
+				mu.Unlock()
 			}
-			s.log.Debug("record not published", "error", err)
-			next = s.now()
-			continue
+		})
+	}
+	stopped := false
+	for _, turn := range turns {
+		if stopped = s.records.Load() && s.now().Sub(begun) >= publishLook; stopped || ctx.Err() != nil {
+			break
 		}
-		done[rec.Key] = s.now()
+		for _, key := range turn {
+			select {
+			case keys <- key:
+			case <-ctx.Done():
+			}
+		}
+	}
+	close(keys)
+	publishers.Wait()
+	if stopped {
+		next = begun
 	}
 	return next
 }
 
+// publishOne publishes a record, and reports whether that is done: one that was
+// dropped meanwhile needs nothing more.
+func (s *Service) publishOne(ctx context.Context, key store.RowKey) bool {
+	rec, err := s.held(key)
+	if err == nil && rec.Bytes != nil {
+		err = s.cfg.Publish(ctx, rec)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.log.Debug("record not published", "error", err)
+	}
+	return err == nil
+}
+
 // due returns the rows of records of today, or tomorrow's shortly before, that
-// were not published lately, and when there may be more if those are. It forgets
-// what it knows of other days.
-func (s *Service) due(done map[[32]byte]time.Time) (keys []store.RowKey, next time.Time, err error) {
+// were not published lately, in turns: each is one row of every account that has
+// some left, in no order that anybody chooses, and first of those that were not
+// tried. It returns also when there may be more if these are published, and
+// forgets attempts that are long past.
+func (s *Service) due(tried map[[32]byte]attempt) (turns [][]store.RowKey, next time.Time, err error) {
 	now := s.now()
 	next = now.Add(publishAgain)
-	for k, at := range done {
-		again := at.Add(publishAgain)
-		if !now.Before(again) {
-			delete(done, k)
-		} else if again.Before(next) {
+	for k, a := range tried {
+		again := a.at.Add(publishAgain)
+		if !now.Before(again.Add(publishAgain)) {
+			delete(tried, k)
+		} else if a.ok && now.Before(again) && again.Before(next) {
 			next = again
 		}
 	}
@@ -183,6 +244,7 @@ func (s *Service) due(done map[[32]byte]time.Time) (keys []store.RowKey, next ti
 			next = early
 		}
 	}
+	var keys []store.RowKey
 	err = s.db.View(func(tx *store.Tx) error {
 		for r, err := range store.RelayRecords.Scan(tx, nil, nil) {
 			if errors.Is(err, store.ErrDamaged) {
@@ -191,14 +253,36 @@ func (s *Service) due(done map[[32]byte]time.Time) (keys []store.RowKey, next ti
 			if err != nil {
 				return err
 			}
-			_, lately := done[[32]byte(r.Key[relay.QueueIDSize:])]
+			last := tried[[32]byte(r.Key[relay.QueueIDSize:])]
+			lately := last.ok && now.Before(last.at.Add(publishAgain))
 			if d := r.Value.Day; !lately && (d == today || d == tomorrow) {
 				keys = append(keys, r.Key)
 			}
 		}
 		return nil
 	})
-	return keys, next, err
+	slices.SortStableFunc(keys, func(a, b store.RowKey) int {
+		return tried[[32]byte(a[relay.QueueIDSize:])].at.Compare(tried[[32]byte(b[relay.QueueIDSize:])].at)
+	})
+	accounts := map[*share][]store.RowKey{}
+	s.mu.Lock()
+	for _, k := range keys {
+		if q := s.queues[relay.QueueID(k[:relay.QueueIDSize])]; q != nil {
+			accounts[q.share] = append(accounts[q.share], k)
+		}
+	}
+	s.mu.Unlock()
+	for i := 0; len(accounts) > 0; i++ {
+		var turn []store.RowKey
+		for sh, ks := range accounts {
+			turn = append(turn, ks[i])
+			if i+1 == len(ks) {
+				delete(accounts, sh)
+			}
+		}
+		turns = append(turns, turn)
+	}
+	return turns, next, err
 }
 
 // held reads a record, or returns none.
