@@ -264,11 +264,12 @@ func (s *Service) due(tried map[[32]byte]attempt) (turns [][]store.RowKey, next 
 	slices.SortStableFunc(keys, func(a, b store.RowKey) int {
 		return tried[[32]byte(a[relay.QueueIDSize:])].at.Compare(tried[[32]byte(b[relay.QueueIDSize:])].at)
 	})
-	accounts := map[*share][]store.RowKey{}
+	accounts := map[string][]store.RowKey{}
 	s.mu.Lock()
 	for _, k := range keys {
 		if q := s.queues[relay.QueueID(k[:relay.QueueIDSize])]; q != nil {
-			accounts[q.share] = append(accounts[q.share], k)
+			sh := string(q.row.Share)
+			accounts[sh] = append(accounts[sh], k)
 		}
 	}
 	s.mu.Unlock()
