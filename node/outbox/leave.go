@@ -169,7 +169,7 @@ func (o *Outbox) leave(ctx context.Context, peer identity.Account, w *worker) {
 		pause := o.backoff(failures)
 		failures++
 		o.noteDeposit(w, Deposit{Failures: failures, Last: now, Next: now.Add(pause), Relays: left.Relays, Err: err})
-		o.cfg.Log.Debug("contents not left at relays", "peer", peer.Short(), "failures", failures, "err", err)
+		o.cfg.Log.Debug("contents not left at relays", "failures", failures, "err", err)
 		if o.pause(ctx, w.post, time.Now(), pause, softPause) {
 			failures = 0
 		}

@@ -274,7 +274,7 @@ func (o *Outbox) work(ctx context.Context, peer identity.Account, w *worker) {
 		}
 		o.note(w, Report{Failures: failures, Last: now, Next: now.Add(pause), Held: v == held, Err: err})
 		if err != nil {
-			o.cfg.Log.Debug("contents not delivered", "peer", peer.Short(), "failures", failures, "err", err)
+			o.cfg.Log.Debug("contents not delivered", "failures", failures, "err", err)
 		}
 		if o.pause(ctx, w.kick, last, pause, soft) {
 			failures = 0
@@ -366,7 +366,7 @@ func (o *Outbox) step(ctx context.Context, peer identity.Account, w *worker) (v 
 			if p, err := o.prepare(ctx, peer); p == prepared {
 				o.nudge(peer)
 			} else {
-				o.cfg.Log.Debug("no session for what is left at relays", "peer", peer.Short(), "err", err)
+				o.cfg.Log.Debug("no session for what is left at relays", "err", err)
 			}
 		}
 		return v, l.expires, err
@@ -580,7 +580,7 @@ func (o *Outbox) acknowledge(tx *store.Tx, now time.Time, peer identity.Account,
 		return true, nil // a receipt was faster
 	}
 	if len(out.Ack) == 0 || subtle.ConstantTimeCompare(ack, out.Ack) != 1 {
-		o.cfg.Log.Warn("acknowledgement does not verify", "peer", peer.Short())
+		o.cfg.Log.Warn("acknowledgement does not verify")
 		return false, nil
 	}
 	if len(out.Session) == 32 {
